@@ -1,0 +1,123 @@
+"""Artifact folders: written under a temporary name and renamed when whole, with a manifest that names their files."""
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from imod_core import __version__
+from imod_core.errors import InputError, MissingFileError
+
+MANIFEST = "manifest.json"
+CHUNK = 1 << 22
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `out` and rename it to `out` at the end; on any error nothing is left.
+
+    Raises:
+        InputError: `out` exists and is not an empty folder.
+    """
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} already exists and is not empty: give another --out or remove it first.")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    except OSError as error:
+        raise InputError(f"{out} cannot be written ({error.strerror}): give another --out.") from None
+    try:
+        temporary.chmod(0o755)
+        yield temporary
+        if out.is_dir():
+            out.rmdir()
+        temporary.rename(out)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write `values` as indented JSON, whole or not at all."""
+    write_text(path, json.dumps(values, indent=2, default=str) + "\n")
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def model_identity(folder: Path) -> str:
+    """One digest for a model folder: its configuration and its safetensors' names and contents.
+
+    Two folders have the same identity if they hold the same weights under the same configuration, wherever they lie.
+
+    Raises:
+        MissingFileError: no such folder, or no config.json or safetensors in it.
+    """
+    folder = Path(folder)
+    weights = sorted(folder.glob("*.safetensors"))
+    if not (folder / "config.json").is_file() or not weights:
+        raise MissingFileError(
+            f"{folder} is not a model folder: expected config.json and *.safetensors in it; build one with imod base build."
+        )
+    digest = hashlib.sha256()
+    for path in (folder / "config.json", *weights):
+        digest.update(f"{path.name}:{sha256(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def write_manifest(folder: Path, kind: str, **values: Any) -> None:
+    """Write `manifest.json`, last of all files: `kind`, version, `values` and the digest of every file in `folder`.
+
+    `checkpoints/` and hidden files are work in progress and not listed.
+    """
+    files = {
+        str(path.relative_to(folder)): sha256(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and _is_listed(path.relative_to(folder))
+    }
+    write_json(folder / MANIFEST, {"kind": kind, "imod": __version__, **values, "files": files})
+
+
+def read_manifest(folder: Path, kind: str) -> dict[str, Any]:
+    """The manifest of a finished artifact of `kind`.
+
+    Raises:
+        MissingFileError: no folder or no manifest: the artifact was never finished.
+        InputError: the manifest is of another kind, or unreadable.
+    """
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        raise MissingFileError(f"{folder} is no finished {kind}: it has no {MANIFEST}.")
+    try:
+        manifest = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path} is not JSON ({error.msg} at line {error.lineno}).") from None
+    if manifest.get("kind") != kind:
+        raise InputError(f"{folder} holds a {manifest.get('kind')!r}, expected a {kind!r}.")
+    return manifest
+
+
+def _is_listed(relative: Path) -> bool:
+    return (
+        relative.name != MANIFEST
+        and relative.parts[0] not in ("checkpoints", "tensorboard")
+        and not any(part.startswith(".") for part in relative.parts)
+    )

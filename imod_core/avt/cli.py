@@ -1,0 +1,42 @@
+"""`imod base build`: write a composed audio-visual-text base model."""
+
+from pathlib import Path
+
+import click
+
+from imod_core.console import console
+
+PRESETS = ("smol", "tiny")
+
+
+@click.group()
+def base() -> None:
+    """Build a composed audio-visual-text base model."""
+
+
+@base.command()
+@click.option("--preset", type=click.Choice(PRESETS), help="smol: real small parts; tiny: random, for tests.")
+@click.option("--llm", help="Hub id or folder of a causal LLM, in place of a preset's.")
+@click.option("--vision", help="Hub id or folder of a vision encoder, in place of a preset's.")
+@click.option("--audio", help="Hub id or folder of an audio encoder, in place of a preset's.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="Folder to write; must not exist."
+)
+@click.option("--seed", default=0, show_default=True, help="Of the projectors, and of all of tiny.")
+@click.option(
+    "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True
+)
+def build(
+    preset: str | None,
+    llm: str | None,
+    vision: str | None,
+    audio: str | None,
+    out: Path,
+    seed: int,
+    dtype: str,
+) -> None:
+    """Compose an LLM, a vision tower and an audio tower into one model folder."""
+    from imod_core.avt.build import build_base
+
+    build_base(out, preset=preset, llm=llm, vision=vision, audio=audio, seed=seed, dtype=dtype)
+    console.print(f"Base model written to {out}")

@@ -1,0 +1,68 @@
+"""The `imod` command: a lazy click group, so that `imod --help` imports neither torch nor transformers.
+
+Each subcommand lives in the package that owns its noun; this file only knows where, and one line about it.
+"""
+
+import importlib
+import sys
+
+import click
+
+from imod_core import __version__
+from imod_core.errors import ImodError
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "quickstart": ("imod_core.quickstart:quickstart", "Run the whole road on the embedded data."),
+    "base": ("imod_core.avt.cli:base", "Build a composed audio-visual-text base model."),
+    "data": ("imod_core.data_cli:data", "Render the embedded scenes, convert other datasets."),
+    "train": ("imod_train.cli:train", "Train a LoRA or IMoD adapter from a recipe."),
+    "export": ("imod_export.cli:export", "Merge an adapter into its base, with a parity report."),
+    "serve": ("imod_serve.cli:serve", "Serve a merged folder with vLLM."),
+    "ask": ("imod_serve.cli:ask", "Ask a running server about a picture, a sound or a clip."),
+    "eval": ("imod_eval.cli:evaluate", "Predict on a sample file and score the answers."),
+}
+
+
+class LazyGroup(click.Group):
+    """A click group that imports a subcommand only when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        module, attribute = COMMANDS[name][0].split(":")
+        return getattr(importlib.import_module(module), attribute)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="imod")
+def imod() -> None:
+    """Fine-tune a multimodal LLM with IMoD, merge it, prove it, serve it, ask it."""
+
+
+def main() -> None:
+    """Run the command; a user's mistake ends in one sentence and exit code 1 or 2, never in a traceback."""
+    try:
+        imod(standalone_mode=False)
+    except click.exceptions.Abort:
+        print("Interrupted; what was finished is kept.", file=sys.stderr)
+        sys.exit(130)
+    except KeyboardInterrupt:
+        print("Interrupted; what was finished is kept.", file=sys.stderr)
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except ImodError as error:
+        print(f"imod: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

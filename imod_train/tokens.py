@@ -1,0 +1,161 @@
+"""The tokens of the batch that is being trained on: their modality, their weights, and the scale of their loss.
+
+One `TokenBatch` is made for each forward pass and is shared by every adapted module of the model; each module's
+backward keeps the one its forward saw. Letters: `B` batch, `L` tokens, `S` packed sequences in a row (1 unless packed).
+"""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+
+from imod_core.errors import InputError
+from imod_core.modality import IGNORED, NON_TEXT, TEXT, token_modality
+
+IGNORED_LABEL = -100
+
+
+class TokenWeights(NamedTuple):
+    """Per-token weights of one batch, on one device in one floating dtype."""
+
+    text: torch.Tensor
+    """(B, L, 1) weight of a text token in MSDC: 1 (`paper`) or 1/number of text tokens in the batch (`mean`); else 0."""
+    other: torch.Tensor
+    """(B, L, 1) the same for non-text tokens."""
+    means: torch.Tensor
+    """(B, 2S, L) row 2s averages the text tokens of sequence s, row 2s+1 its non-text tokens."""
+    pairs: torch.Tensor
+    """(B, S) weight of a sequence in MAAC: 1/number of sequences that hold both modalities; else 0."""
+
+
+@dataclass(eq=False)
+class TokenBatch:
+    """What one forward pass must leave behind for its backward pass."""
+
+    modality: torch.Tensor
+    """(B, L) uint8, codes of `imod_core.modality`."""
+    segment: torch.Tensor | None = None
+    """(B, L) int64 number of the packed sequence within its row; None when a row is one sequence."""
+    segments: int = 1
+    """S, the largest number of sequences in a row."""
+    share: torch.Tensor | None = None
+    """0-dim share of this micro-batch in the step's loss, where the loss is a sum over tokens divided by the step's count."""
+    sample: bool = False
+    """Whether the backward of this batch also measures the signals."""
+    scale: torch.Tensor | None = None
+    """0-dim d(total loss)/d(loss of this batch), known from the start of its backward on."""
+    _weights: dict = field(default_factory=dict, repr=False)
+
+    def weights(self, reduction: str, device: torch.device, dtype: torch.dtype) -> TokenWeights:
+        """The weights of the tokens, made once for each device and dtype."""
+        key = (reduction, device, dtype)
+        if key not in self._weights:
+            self._weights[key] = self._make_weights(*key)
+        return self._weights[key]
+
+    def multiplier(self, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+        """0-dim factor on everything that is injected, so that λ means the same whatever scales the loss."""
+        if self.scale is None:
+            warnings.warn(
+                "IMoD saw no loss in the model's output and assumes that nothing scales it; "
+                "pass your own loss through `handle.scale(loss)` before backward.",
+                stacklevel=2,
+            )
+            self.scale = torch.ones((), device=device)
+        factor = self.scale.to(device, dtype)
+        return factor if self.share is None else factor * self.share.to(device, dtype)
+
+    def _make_weights(self, reduction: str, device: torch.device, dtype: torch.dtype) -> TokenWeights:
+        modality = self.modality.to(device)
+        member = torch.stack([modality == TEXT, modality == NON_TEXT], dim=1)  # (B, 2, L)
+        text, other = member.to(dtype).unsqueeze(-1).unbind(1)
+        if reduction == "mean":
+            text, other = text / text.sum().clamp(min=1), other / other.sum().clamp(min=1)
+        if self.segment is not None:
+            numbers = torch.arange(self.segments, device=device)[:, None]
+            inside = self.segment.to(device)[:, None, :] == numbers  # (B, S, L)
+            member = (inside[:, :, None] & member[:, None]).flatten(1, 2)
+        counts = member.sum(-1, dtype=dtype)  # (B, 2S)
+        both = counts.unflatten(1, (-1, 2)).amin(-1) > 0
+        pairs = both / both.sum().clamp(min=1).to(dtype)
+        return TokenWeights(text, other, member / counts.clamp(min=1).unsqueeze(-1), pairs)
+
+
+class TokenHolder:
+    """The one place where the adapted modules find the batch in flight. It keeps the last one until the next training
+    forward, so that the recomputation of gradient checkpointing sees it too."""
+
+    def __init__(self, media_ids: tuple[int, ...], ignored_ids: tuple[int, ...]):
+        self.media_ids = media_ids
+        self.ignored_ids = ignored_ids
+        self.current: TokenBatch | None = None
+        self.sample_next = False
+        self._hook: Any = None
+
+    def fill(self, inputs: Mapping[str, Any]) -> None:
+        """Read the modality, packing and loss share of a batch from the arguments of the model's forward."""
+        input_ids = inputs.get("input_ids")
+        if input_ids is None:
+            raise InputError(
+                "The model was called without input_ids, from which IMoD reads each token's modality; "
+                "pass input_ids (beside inputs_embeds if need be) while training."
+            )
+        modality = token_modality(input_ids, inputs.get("attention_mask"), self.media_ids, self.ignored_ids)
+        segment, segments = packed_segments(inputs.get("position_ids"), modality)
+        self._hook = None
+        self.current = TokenBatch(modality, segment, segments, loss_share(inputs), self.sample_next)
+        self.sample_next = False
+
+    def follow(self, loss: torch.Tensor) -> None:
+        """Note, when `loss` is backpropagated, the gradient that arrives at it as the scale of the batch in flight."""
+        batch = self.current
+        if batch is None or not loss.requires_grad:
+            return
+        if self._hook is not None:
+            self._hook.remove()
+
+        def note(gradient: torch.Tensor) -> None:
+            batch.scale = gradient.detach().sum()
+            self.current = (
+                batch  # several forwards before one backward: checkpointing recomputes this one now
+            )
+
+        self._hook = loss.register_hook(note)
+
+
+def packed_segments(positions: Any, modality: torch.Tensor) -> tuple[torch.Tensor | None, int]:
+    """Number of each token's sequence within its row, (B, L), and the largest number of sequences in a row.
+
+    A sequence of a packed row starts where all components of its position (one, or three or four with M-RoPE) are 0.
+    `positions` is (B, L), (1, L) or (C, B, L); None, or a shape that fits no token, means one sequence a row. Reading
+    the number of sequences waits for the device once a forward pass, and only where position_ids are given.
+    """
+    if not isinstance(positions, torch.Tensor) or positions.shape[-1] != modality.shape[-1]:
+        return None, 1
+    zero = (positions == 0) if positions.dim() == 2 else (positions == 0).all(0)
+    starts = zero & (modality != IGNORED)
+    number = (starts.cumsum(-1) - 1).clamp(min=0).expand_as(modality)
+    segments = int(number.max()) + 1
+    return (number, segments) if segments > 1 else (None, 1)
+
+
+def loss_share(inputs: Mapping[str, Any]) -> torch.Tensor | None:
+    """Share of a micro-batch in its step's loss, or None when its loss is already its own mean.
+
+    transformers' Trainer hands `num_items_in_batch`, the number of target tokens in the whole step, to the model,
+    which then returns its *sum* divided by that. Such a loss carries its share of the step inside, invisible to the
+    gradient that arrives at it.
+    """
+    total = inputs.get("num_items_in_batch")
+    if total is None:
+        return None
+    targets = inputs.get("shift_labels")
+    if targets is None:
+        labels = inputs.get("labels")
+        if labels is None:
+            return None
+        targets = labels[..., 1:]
+    count = (targets != IGNORED_LABEL).sum()
+    return count / (total.to(count.device) if isinstance(total, torch.Tensor) else total)

@@ -1,0 +1,99 @@
+"""What a model folder says about how it wants to be served: read from its JSON files, nothing is loaded."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from imod_core.errors import InputError, MissingFileError
+
+MODALITIES = ("image", "audio", "video")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A merged model folder as the server sees it."""
+
+    folder: Path
+    """Absolute."""
+    model_type: str
+    """As in config.json, `avt` or any that transformers knows."""
+    modalities: tuple[str, ...]
+    """Those of image, audio, video for which the configuration has a placeholder token."""
+    max_positions: int | None
+    """Longest prompt and answer that the language model was made for, in tokens."""
+    dtype: str | None
+    """`float32`, `bfloat16` or `float16`, as the weights lie on disk."""
+    video_frames: int | None
+    """Frames a video as in training; None where the processor samples by itself."""
+    chat_template: Path | None
+    """A template file of its own, which wins over one inside the tokenizer's JSON."""
+
+    @property
+    def name(self) -> str:
+        """The model's name for requests: the folder's."""
+        return self.folder.name
+
+
+def read_artifact(folder: Path | str) -> Artifact:
+    """Read a model folder; refuses adapters, folders without weights and what is no model folder at all."""
+    folder = Path(folder).expanduser().resolve()
+    config = _read_config(folder)
+    _check_weights(folder)
+    core = config.get("thinker_config", config)
+    text = core.get("text_config") or core
+    template = folder / "chat_template.jinja"
+    return Artifact(
+        folder=folder,
+        model_type=config.get("model_type", "unknown"),
+        modalities=tuple(m for m in MODALITIES if {f"{m}_token_id", f"{m}_token_index"} & core.keys()),
+        max_positions=text.get("max_position_embeddings"),
+        dtype=_first(config, core, text, keys=("dtype", "torch_dtype")),
+        video_frames=_video_frames(folder),
+        chat_template=template if template.is_file() else None,
+    )
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise MissingFileError(f"{folder} is no folder: expected a model folder as `imod export` writes it.")
+    if (folder / "adapter_config.json").is_file():
+        raise InputError(
+            f"{folder} holds an adapter, not a model: merge it with `imod export --merge {folder} --out DIR`."
+        )
+    path = folder / "config.json"
+    if not path.is_file():
+        raise MissingFileError(
+            f"{folder} has no config.json: expected a model folder as `imod export` writes it."
+        )
+    return _read_json(path)
+
+
+def _check_weights(folder: Path) -> None:
+    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
+        raise MissingFileError(f"{folder} holds no weights: expected *.safetensors beside config.json.")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is not valid JSON ({error}): write the folder anew.") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds {type(content).__name__}: expected a JSON object.")
+    return content
+
+
+def _video_frames(folder: Path) -> int | None:
+    """`num_frames` of the video processor, which transformers keeps in one of two files."""
+    for name, key in (("processor_config.json", "video_processor"), ("video_preprocessor_config.json", None)):
+        path = folder / name
+        settings = _read_json(path) if path.is_file() else {}
+        settings = (settings.get(key) or {}) if key else settings
+        if isinstance(settings.get("num_frames"), int):
+            return settings["num_frames"]
+    return None
+
+
+def _first(*places: dict[str, Any], keys: tuple[str, ...]) -> Any:
+    return next((place[key] for place in places for key in keys if place.get(key)), None)

@@ -1,0 +1,136 @@
+"""`imod serve` and `imod ask`."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from types import FrameType
+
+import click
+
+from imod_core.console import console
+from imod_core.errors import InputError, MissingFileError
+
+URL = "http://127.0.0.1:8000"
+"""Where `imod serve` listens and `imod ask` asks if nothing else is said."""
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("vllm_flags", nargs=-1, type=click.UNPROCESSED, metavar="[-- VLLM FLAGS]")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Other than loopback needs an API key.")
+@click.option("--port", default=8000, show_default=True, help="0 chooses a free one.")
+@click.option("--name", help="The model's name in requests; by default the folder's.")
+@click.option("--api-key-file", type=click.Path(path_type=Path), help="Or set IMOD_API_KEY.")
+@click.option(
+    "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Instead of the folder's."
+)
+@click.option("--max-model-len", type=click.IntRange(min=1), help="Tokens of prompt and answer together.")
+@click.option("--log", type=click.Path(path_type=Path), help="Where vLLM's output goes.")
+@click.option("--timeout", default=1800.0, show_default=True, help="Seconds to wait until it is ready.")
+@click.option("--probe/--no-probe", default=True, show_default=True, help="Ask test questions before ready.")
+def serve(
+    folder: Path,
+    vllm_flags: tuple[str, ...],
+    host: str,
+    port: int,
+    name: str | None,
+    api_key_file: Path | None,
+    dtype: str | None,
+    max_model_len: int | None,
+    log: Path | None,
+    timeout: float,
+    probe: bool,
+) -> None:
+    """Serve a merged model folder with vLLM.
+
+    vLLM gets the flags that the folder calls for; flags after -- are added and win over those.
+    """
+    from imod_serve.launcher import Server
+
+    server = Server(
+        folder,
+        host=host,
+        port=port,
+        name=name,
+        api_key=read_api_key(api_key_file),
+        dtype=dtype,
+        max_model_len=max_model_len,
+        extra=vllm_flags,
+        log=log,
+        timeout=timeout,
+        probe=probe,
+    )
+    console.print("vllm serve " + " ".join(server.flags), soft_wrap=True)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        with server:
+            click.echo(f"{server.name} is ready at {server.url}")
+            server.wait()
+    except KeyboardInterrupt:
+        console.print("Stopped.")
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("question")
+@click.option(
+    "--image", "images", multiple=True, type=click.Path(path_type=Path), help="A picture; repeatable."
+)
+@click.option(
+    "--audio", "audios", multiple=True, type=click.Path(path_type=Path), help="A sound; repeatable."
+)
+@click.option(
+    "--video", "videos", multiple=True, type=click.Path(path_type=Path), help="A video; repeatable."
+)
+@click.option("--url", help=f"The server to ask, by default {URL}.")
+@click.option("--model", type=click.Path(path_type=Path), help="Answer from this folder, without a server.")
+@click.option("--mute", is_flag=True, help="Leave out the videos' sound tracks.")
+@click.option("--max-tokens", default=64, show_default=True, type=click.IntRange(min=1))
+@click.option("--api-key-file", type=click.Path(path_type=Path), help="Or set IMOD_API_KEY.")
+@click.option("--json", "as_json", is_flag=True, help="Print the answer with its token counts as JSON.")
+def ask(
+    question: str,
+    images: tuple[Path, ...],
+    audios: tuple[Path, ...],
+    videos: tuple[Path, ...],
+    url: str | None,
+    model: Path | None,
+    mute: bool,
+    max_tokens: int,
+    api_key_file: Path | None,
+    as_json: bool,
+) -> None:
+    """Ask a running server, or a model folder, about pictures, sounds and videos.
+
+    <image>, <audio> and <video> in the question say where the media belong; without them they come first.
+    """
+    from imod_serve.client import Client
+    from imod_serve.local import LocalModel
+
+    if url and model:
+        raise InputError("--url and --model were both given: ask either a server or a folder.")
+    target: Client | LocalModel = (
+        LocalModel(model) if model else Client(url or URL, api_key=read_api_key(api_key_file))
+    )
+    answer = target.ask(question, images, audios, videos, mute=mute, max_tokens=max_tokens)
+    if not as_json:
+        click.echo(answer.text.strip())
+        return
+    counts = {"prompt_tokens": answer.prompt_tokens, "completion_tokens": answer.completion_tokens}
+    click.echo(json.dumps({"answer": answer.text, **counts}, ensure_ascii=False))
+
+
+def read_api_key(file: Path | None) -> str | None:
+    """The key from a file, else from IMOD_API_KEY, else none. A key never comes by the command line."""
+    if file is None:
+        return os.environ.get("IMOD_API_KEY") or None
+    if not file.is_file():
+        raise MissingFileError(f"--api-key-file is {file}, which does not exist.")
+    key = file.read_text(encoding="utf-8").strip()
+    if not key:
+        raise InputError(f"--api-key-file is {file}, which is empty: expected one line with the key.")
+    return key
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,88 @@
+"""Answer from a model folder by transformers, in this process: no server, the reference that a server must equal."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from imod_core.errors import InputError
+from imod_core.media import load_audio, load_image, load_video
+from imod_core.samples import Message, Sample
+from imod_serve.artifact import read_artifact
+from imod_serve.client import MAX_TOKENS, Answer
+from imod_serve.messages import TAG, Media, tagged
+
+KINDS = {"<image>": "image", "<audio>": "audio", "<video>": "video"}
+
+
+class LocalModel:
+    """A model folder in memory, asked in the same words as `Client`."""
+
+    def __init__(self, folder: Path | str):
+        self.artifact = read_artifact(folder)
+        if not self.artifact.modalities:
+            raise InputError(
+                f"{self.artifact.folder} is a text model: `imod ask --model` wants a multimodal one."
+            )
+        import torch
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        import imod_core.avt  # noqa: F401  (registers AVT with the Auto classes)
+
+        self.processor: Any = AutoProcessor.from_pretrained(self.artifact.folder)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        model = AutoModelForImageTextToText.from_pretrained(self.artifact.folder, dtype="auto")
+        self.model: Any = model.to(device).eval()
+
+    def ask(
+        self,
+        question: str,
+        images: Sequence[Media] = (),
+        audios: Sequence[Media] = (),
+        videos: Sequence[Media] = (),
+        *,
+        mute: bool = False,
+        max_tokens: int = MAX_TOKENS,
+    ) -> Answer:
+        """One greedy answer."""
+        content, media = tagged(question, images, audios, videos, mute=mute)
+        return self._answer([Message("user", content)], media, max_tokens)
+
+    def ask_sample(self, sample: Sample, *, max_tokens: int = MAX_TOKENS) -> Answer:
+        """The next turn of a sample."""
+        turns = sample.messages[:-1] if sample.answer is not None else sample.messages
+        media: dict[str, list[Media]] = {
+            "<image>": list(sample.images),
+            "<audio>": list(sample.audios),
+            "<video>": list(sample.videos),
+        }
+        return self._answer(list(turns), media, max_tokens)
+
+    def inputs(self, turns: list[Message], media: dict[str, list[Media]]) -> Any:
+        """What the model's forward takes, for a conversation that waits for its next turn."""
+        chat = [{"role": turn.role, "content": _content(turn.content)} for turn in turns]
+        text = self.processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        return self.processor(text=[text], return_tensors="pt", **self._decoded(media)).to(self.model.device)
+
+    def _answer(self, turns: list[Message], media: dict[str, list[Media]], max_tokens: int) -> Answer:
+        import torch
+
+        inputs = self.inputs(turns, media)
+        length = inputs["input_ids"].shape[1]
+        with torch.inference_mode():
+            output = self.model.generate(**inputs, max_new_tokens=max_tokens, do_sample=False)[0, length:]
+        return Answer(self.processor.tokenizer.decode(output, skip_special_tokens=True), length, len(output))
+
+    def _decoded(self, media: dict[str, list[Media]]) -> dict[str, list[Any]]:
+        frames = self.artifact.video_frames or 8
+        decoded = {
+            "images": [load_image(source) for source in media["<image>"]],
+            "audio": [load_audio(source) for source in media["<audio>"]],
+            "videos": [load_video(source, frames) for source in media["<video>"]],
+        }
+        return {key: items for key, items in decoded.items() if items}
+
+
+def _content(content: str) -> list[dict[str, str]]:
+    """A message's text and placeholders, as transformers' chat templates want them."""
+    pieces = [piece for piece in TAG.split(content) if piece]
+    return [{"type": KINDS[p]} if p in KINDS else {"type": "text", "text": p} for p in pieces]

@@ -1,0 +1,116 @@
+"""OpenAI chat messages from text and media, in the order in which the media tags stand in the text.
+
+A picture travels as PNG, a sound as 16 kHz mono WAV of 32-bit floats, both exactly as the project's decoder reads
+them, so that the server's model sees what training saw; a video travels as the file it is.
+"""
+
+import base64
+import io
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from imod_core.errors import InputError
+from imod_core.media import SAMPLE_RATE, has_sound, load_audio, load_image
+from imod_core.samples import MEDIA_KEYS, Sample
+
+Media = Path | str | bytes
+Part = dict[str, Any]
+
+TAG = re.compile("(" + "|".join(MEDIA_KEYS) + ")")
+
+
+def image_part(source: Media) -> Part:
+    """A picture as data URL."""
+    file = io.BytesIO()
+    load_image(source).save(file, "PNG", compress_level=1)
+    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{_base64(file.getvalue())}"}}
+
+
+def audio_part(source: Media) -> Part:
+    """A sound, or the sound track of a video."""
+    import soundfile
+
+    file = io.BytesIO()
+    soundfile.write(file, load_audio(source), SAMPLE_RATE, format="WAV", subtype="FLOAT")
+    return {"type": "input_audio", "input_audio": {"data": _base64(file.getvalue()), "format": "wav"}}
+
+
+def video_part(source: Media) -> Part:
+    """A video as data URL; its sound track is a part of its own."""
+    has_sound(source)  # refuses what is no video, with the file's name
+    content = source if isinstance(source, bytes) else Path(source).read_bytes()
+    return {"type": "video_url", "video_url": {"url": f"data:video/mp4;base64,{_base64(content)}"}}
+
+
+PARTS = {"<image>": image_part, "<audio>": audio_part, "<video>": video_part}
+
+
+def tagged(
+    question: str,
+    images: Sequence[Media],
+    audios: Sequence[Media],
+    videos: Sequence[Media],
+    *,
+    mute: bool = False,
+) -> tuple[str, dict[str, list[Media]]]:
+    """The question with media tags in front, and the media by tag.
+
+    Pictures come first, then videos, each followed by its sound track if it has one and is not to be mute, then
+    sounds. A question that has tags already keeps them.
+    """
+    tags, media = "", {"<image>": list(images), "<audio>": list(audios), "<video>": list(videos)}
+    if TAG.search(question):
+        return question, media
+    tracks: list[Media] = []
+    for source in videos:
+        heard = not mute and has_sound(source)
+        tags += "<video><audio>" if heard else "<video>"
+        tracks += [source] if heard else []
+    media["<audio>"] = [*tracks, *audios]
+    return "<image>" * len(images) + tags + "<audio>" * len(audios) + question, media
+
+
+def content_parts(content: str, media: dict[str, list[Media]]) -> str | list[Part]:
+    """Text and media parts of one message, in order; takes the media it uses from the front of `media`'s lists."""
+    pieces = [piece for piece in TAG.split(content) if piece]
+    if not any(piece in PARTS for piece in pieces):
+        return content
+    return [PARTS[piece](_next(piece, media)) if piece in PARTS else _text(piece) for piece in pieces]
+
+
+def question_messages(content: str, media: dict[str, list[Media]]) -> list[Part]:
+    """One user turn. Raises InputError if the tags and the media do not match in number."""
+    messages = [{"role": "user", "content": content_parts(content, media)}]
+    _check_none_left(media)
+    return messages
+
+
+def sample_messages(sample: Sample) -> list[Part]:
+    """A sample's turns up to the answer it asks for."""
+    turns = sample.messages[:-1] if sample.messages[-1].role == "assistant" else sample.messages
+    media: dict[str, list[Media]] = {tag: list(getattr(sample, key)) for tag, key in MEDIA_KEYS.items()}
+    return [{"role": turn.role, "content": content_parts(turn.content, media)} for turn in turns]
+
+
+def _next(tag: str, media: dict[str, list[Media]]) -> Media:
+    if not media[tag]:
+        raise InputError(f"The question has more {tag} tags than {MEDIA_KEYS[tag]} were given.")
+    return media[tag].pop(0)
+
+
+def _check_none_left(media: dict[str, list[Media]]) -> None:
+    for tag, left in media.items():
+        if left:
+            raise InputError(
+                f"{len(left)} of the {MEDIA_KEYS[tag]} have no {tag} tag in the question: add it."
+            )
+
+
+def _text(text: str) -> Part:
+    return {"type": "text", "text": text}
+
+
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode("ascii")
