@@ -93,7 +93,7 @@ def write_manifest(folder: Path, kind: str, **values: Any) -> None:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and _is_listed(path.relative_to(folder))
     }
-    write_json(folder / MANIFEST, {"kind": kind, "imod": __version__, **values, "files": files})
+    write_json(folder / MANIFEST, {"kind": kind, "version": __version__, **values, "files": files})
 
 
 def read_manifest(folder: Path, kind: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Which token of a batch is text, which stands for a picture, a sound or a video, and which is neither.
 
-A multimodal model in transformers names its placeholder tokens in its configuration (`image_token_id` and kin).
-Everything here reads those names, so a model needs no code of its own. Letters: `B` batch, `L` tokens.
+A multimodal model in transformers names its placeholder tokens in its configuration (`image_token_id` and
+kin). Everything here reads those names, so a model needs no code of its own. Letters: `B` batch, `L` tokens.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ _OTHER_VOCABULARY = ("talker_config", "token2wav_config", "code2wav_config")
 def media_token_ids(config: Any) -> dict[str, tuple[int, ...]]:
     """The placeholder ids of a model, by modality: `{"image": (151655,), "audio": (151646,)}`.
 
-    `config` is a transformers configuration or a dict; nested ones (`thinker_config`, `text_config` …) are searched
-    too and the outermost name wins. Raises InputError when there is no placeholder at all.
+    `config` is a transformers configuration or a dict; nested ones (`thinker_config`, `text_config` …) are
+    searched too and the outermost name wins. Raises InputError when there is no placeholder at all.
     """
     found: dict[str, tuple[int, ...]] = {}
     for part in _parts(config):
@@ -69,8 +69,8 @@ def token_modality(
 ) -> torch.Tensor:
     """TEXT, NON_TEXT or IGNORED for each token, (B, L) uint8 on the device of `input_ids` (B, L).
 
-    `attention_mask` (B, L) is zero at padding. A mask of another shape (4-D, packed) says nothing about padding and
-    is not read. No value is copied to the host.
+    `attention_mask` (B, L) is zero at padding. A mask of another shape (4-D, packed) says nothing about
+    padding and is not read. No value is copied to the host.
     """
     import torch
 

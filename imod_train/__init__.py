@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 from imod_train.config import ImodConfig
 
 if TYPE_CHECKING:
-    from imod_train.attach import ImodHandle, attach
+    from imod_train.attachment import ImodHandle, attach
     from imod_train.callback import ImodCallback
 
 __all__ = ["ImodCallback", "ImodConfig", "ImodHandle", "attach"]
 
 _LAZY = {
-    "attach": "imod_train.attach",
-    "ImodHandle": "imod_train.attach",
+    "attach": "imod_train.attachment",
+    "ImodHandle": "imod_train.attachment",
     "ImodCallback": "imod_train.callback",
 }
 

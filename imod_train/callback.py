@@ -1,22 +1,23 @@
 """IMoD for anyone's trainer: `Trainer(..., callbacks=[ImodCallback()])`.
 
-Works in whatever is built on transformers' Trainer (LLaMA-Factory, ms-swift, TRL's SFTTrainer), because everything
-that IMoD needs reaches it through the model's own forward.
+Works in whatever is built on transformers' Trainer (LLaMA-Factory, ms-swift, TRL's SFTTrainer), because
+everything that IMoD needs reaches it through the model's own forward.
 """
 
 from typing import Any
 
+from peft import PeftModel
 from transformers import TrainerCallback
 
-from imod_train.attach import ImodHandle, attach
+from imod_train.attachment import ImodHandle, attach
 from imod_train.config import ImodConfig
 
 
 class ImodCallback(TrainerCallback):
     """Attaches when training begins, detaches when it ends, and adds IMoD's signals to the logs.
 
-    Trainer tells its built-in loggers before callbacks given by the user; so the signals appear in `log_history`, in
-    the console and in the logs of callbacks after this one.
+    Trainer tells its built-in loggers before callbacks given by the user; so the signals appear in
+    `log_history`, in the console and in the logs of callbacks after this one.
     """
 
     def __init__(self, config: ImodConfig | None = None, adapter_name: str = "default"):
@@ -28,7 +29,7 @@ class ImodCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Attach to the PEFT model inside whatever wraps it."""
         model = kwargs["model"]
-        while not hasattr(model, "peft_config") and hasattr(model, "module"):
+        while not isinstance(model, PeftModel) and hasattr(model, "module"):
             model = model.module
         self.handle = attach(model, self.config, self.adapter_name)
 

@@ -14,28 +14,29 @@ class ImodConfig:
     """Everything that the paper sets or leaves open. A field out of range raises InputError."""
 
     lambda1: float = 0.01
-    """Weight of MSDC, the decoupling constraint (Eq. 6). The default goes with the token mean, where 1 destroys the
-    task (.673 against LoRA's .892 on 556 held-out questions) and .01 keeps it (.905), one seed on a 135M LLM. The
-    paper's 1 belongs to its own form: `ImodConfig.paper()`."""
+    """Weight of MSDC, the decoupling constraint (Eq. 6). The default goes with the token mean, where 1
+    destroys the task (.673 against LoRA's .892 on 556 held-out questions) and .01 keeps it (.905), one seed
+    on a 135M LLM. The paper's 1 belongs to its own form: `ImodConfig.paper()`."""
 
     lambda2: float = 1e-4
     """Weight of MAAC, the alignment constraint (Eq. 11). 1e-4: the paper's ablation."""
 
     reduction: str = "mean"
-    """How MSDC adds up over the tokens of a micro-batch. `mean`: the sum over its text tokens divided by their number,
-    plus the sum over its non-text tokens divided by theirs. `paper`: the two sums themselves, as Eq. 13 has the
-    Frobenius norm; they grow with length and batch size."""
+    """How MSDC adds up over the tokens of a micro-batch. `mean`: the sum over its text tokens divided by
+    their number, plus the sum over its non-text tokens divided by theirs. `paper`: the two sums themselves,
+    as Eq. 13 has the Frobenius norm; they grow with length and batch size."""
 
     shared_ratio: float = 0.3
-    """r_s0, the share of a matrix's elements in the shared block at layer 0. With alpha = 0.4 it makes 0.5 on average
-    over the layers, the share of the run that gave lambda1 its default; the paper does not print its value."""
+    """r_s0, the share of a matrix's elements in the shared block at layer 0. With alpha = 0.4 it makes 0.5
+    on average over the layers, the share of the run that gave lambda1 its default; the paper does not print
+    its value."""
 
     alpha: float = 0.4
     """Growth of the shared block with depth, r_s(l) = r_s0 + alpha·l/L. 0.4: the paper's ablation."""
 
     text_ratio: float = 1.0
-    """Text elements for each non-text element in what the shared block leaves. The paper tries 0.5, 1 and 2 and
-    finds little difference (supplement, table B)."""
+    """Text elements for each non-text element in what the shared block leaves. The paper tries 0.5, 1 and 2
+    and finds little difference (supplement, table B)."""
 
     msdc: bool = True
     """Whether the decoupling constraint is on."""

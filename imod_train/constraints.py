@@ -1,14 +1,15 @@
 """The two constraints of IMoD as gradients of a LoRA matrix, in closed form.
 
-Letters: `B` batch, `L` tokens, `S` packed sequences in a row, `d` in-features, `r` rank. Tokens are rows here,
-`X (L, d)`, where the paper has columns, `X (d, L)`. The constraints are, with X and w held constant,
+Letters: `B` batch, `L` tokens, `S` packed sequences in a row, `d` in-features, `r` rank. Tokens are rows
+here, `X (L, d)`, where the paper has columns, `X (d, L)`. The constraints are, with X and w held constant,
 
     λ1 (|(A∘M_o) X_t|² + |(A∘M_t) X_o|²)     MSDC, Eq. 14: a block stays silent on the other modality
     λ2 (1 - w ρ)                             MAAC, Eq. 10: the shared block says the same for both modalities
 
-`msdc_gradient` and `maac_gradient` are the paper's equations for one sequence. `msdc_factors` and `maac_factors` are
-what training uses: one row a token, `k_i (r,)`, so that the gradient is `mask ∘ Σ_i k_i x_iᵀ` and joins the matrix
-product that LoRA needs anyway. Eq. 18 as printed lacks a derivative; it is `-w ∂ρ/∂A`.
+`msdc_gradient` and `maac_gradient` are the paper's equations for one sequence. `msdc_factors` and
+`maac_factors` are what training uses: one row a token, `k_i (r,)`, so that the gradient is `mask ∘ Σ_i k_i
+x_iᵀ` and joins the matrix product that LoRA needs anyway. Eq. 18 as printed lacks a derivative; it is `-w
+∂ρ/∂A`.
 """
 
 import torch
@@ -20,13 +21,11 @@ ZERO_NORM = 1e-12
 """A vector shorter than this has no direction, so its cosine is 0 and its pair contributes nothing."""
 
 
-def msdc_gradient(
-    A: torch.Tensor, partition: torch.Tensor, X_t: torch.Tensor, X_o: torch.Tensor
-) -> torch.Tensor:
+def msdc_gradient(A: torch.Tensor, partition: torch.Tensor, X_t: torch.Tensor, X_o: torch.Tensor) -> torch.Tensor:
     """Eq. 17, (r, d): 2 [((A∘M_o) X_t) X_tᵀ ∘ M_o + ((A∘M_t) X_o) X_oᵀ ∘ M_t].
 
-    `A` (r, d); `partition` (r, d) codes; `X_t` (L_t, d) and `X_o` (L_o, d) the text and non-text tokens, either of
-    which may have no rows.
+    `A` (r, d); `partition` (r, d) codes; `X_t` (L_t, d) and `X_o` (L_o, d) the text and non-text tokens,
+    either of which may have no rows.
     """
     M_t, M_o = partition == TEXT_BLOCK, partition == NON_TEXT_BLOCK
     on_text = (X_t @ (A * M_o).T).T @ X_t * M_o
@@ -34,9 +33,7 @@ def msdc_gradient(
     return 2 * (on_text + on_other)
 
 
-def maac_gradient(
-    A: torch.Tensor, partition: torch.Tensor, X_t: torch.Tensor, X_o: torch.Tensor
-) -> torch.Tensor:
+def maac_gradient(A: torch.Tensor, partition: torch.Tensor, X_t: torch.Tensor, X_o: torch.Tensor) -> torch.Tensor:
     """Eq. 22, (r, d), for one sequence; shapes as in `msdc_gradient`. Zero when a modality has no tokens."""
     if not len(X_t) or not len(X_o):
         return torch.zeros_like(A)
@@ -53,8 +50,8 @@ def msdc_factors(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Token rows of Eq. 17 for M_t and for M_o, (B, L, r) each.
 
-    `text_block` = X (A∘M_t)ᵀ and `other_block` = X (A∘M_o)ᵀ, (B, L, r), for all tokens; each is foreign to the other
-    modality's tokens, and the weights are 0 on the rest.
+    `text_block` = X (A∘M_t)ᵀ and `other_block` = X (A∘M_o)ᵀ, (B, L, r), for all tokens; each is foreign to
+    the other modality's tokens, and the weights are 0 on the rest.
     """
     return 2 * weights.other * text_block, 2 * weights.text * other_block
 
@@ -62,8 +59,9 @@ def msdc_factors(
 def maac_factors(shared: torch.Tensor, weights: TokenWeights) -> torch.Tensor:
     """Token rows of Eq. 22, (B, L, r), averaged over the sequences that hold both modalities.
 
-    `shared` = X (A∘M_s)ᵀ, (B, L, r). Since v_t is a mean of tokens, a token's row is -w ∂ρ/∂s̄ of its modality
-    divided by the number of such tokens in its sequence, which is the transpose of taking the means.
+    `shared` = X (A∘M_s)ᵀ, (B, L, r). Since v_t is a mean of tokens, a token's row is -w ∂ρ/∂s̄ of its
+    modality divided by the number of such tokens in its sequence, which is the transpose of taking the
+    means.
     """
     centers = weights.means @ shared  # (B, 2S, r)
     s_t, s_o = centers.unflatten(1, (-1, 2)).unbind(2)  # (B, S, r)

@@ -1,8 +1,8 @@
 """The partition of a LoRA matrix into a text, a non-text and a shared block.
 
-The blocks are interleaved at random, not cut out: each element of `A (r, d)` belongs to exactly one (the paper's
-`M_t + M_o + M_s = 1`), in exact numbers. A partition is one uint8 code an element and is never saved: seed and module
-name give it again, and a hash proves it.
+The blocks are interleaved at random, not cut out: each element of `A (r, d)` belongs to exactly one (the
+paper's `M_t + M_o + M_s = 1`), in exact numbers. A partition is one uint8 code an element and is never
+saved: seed and module name give it again, and a hash proves it.
 """
 
 import hashlib
@@ -44,9 +44,7 @@ def block_counts(elements: int, shared: float, text_ratio: float) -> tuple[int, 
     return n_text, elements - n_shared - n_text, n_shared
 
 
-def make_partition(
-    shape: tuple[int, int], name: str, seed: int, shared: float, text_ratio: float
-) -> torch.Tensor:
+def make_partition(shape: tuple[int, int], name: str, seed: int, shared: float, text_ratio: float) -> torch.Tensor:
     """Partition codes, (r, d) uint8 on the CPU: exact counts, shuffled by a generator of this module's own."""
     rank, features = shape
     counts = torch.tensor(block_counts(rank * features, shared, text_ratio))

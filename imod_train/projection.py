@@ -1,8 +1,8 @@
 """The LoRA-A projection that injects the two constraints into its own gradient.
 
-`ImodLinear` is what `lora_A[adapter]` becomes: an `nn.Linear` with the same parameter and the same state-dict keys.
-Its output is LoRA's. Only the gradient of its weight differs, and only while training; nothing reaches B or x.
-Letters: `B` batch, `L` tokens, `N` = B·L, `d` in-features, `r` rank.
+`ImodLinear` is what `lora_A[adapter]` becomes: an `nn.Linear` with the same parameter and the same
+state-dict keys. Its output is LoRA's. Only the gradient of its weight differs, and only while training;
+nothing reaches B or x. Letters: `B` batch, `L` tokens, `N` = B·L, `d` in-features, `r` rank.
 """
 
 import types
@@ -43,8 +43,8 @@ class Signals(NamedTuple):
 class ImodLinear(nn.Linear):
     """A LoRA A matrix, weight (r, d), whose gradient carries MSDC and MAAC while training.
 
-    Made from the plain layer in place by `adopt`, undone by `release`, so that whoever holds the layer (a wrapper for
-    sharding, a forward hook, an optimizer) keeps holding it.
+    Made from the plain layer in place by `adopt`, undone by `release`, so that whoever holds the layer (a
+    wrapper for sharding, a forward hook, an optimizer) keeps holding it.
     """
 
     partition: torch.Tensor
@@ -115,7 +115,8 @@ class InjectedProjection(torch.autograd.Function):
         grad_x = grad_output @ A.to(grad_output.dtype) if ctx.needs_input_grad[0] else None
         grad_A = None
         if ctx.needs_input_grad[1]:
-            grad_A = constrained_gradient(A, x, grad_output, ctx.module, ctx.batch)
+            with torch.autocast(x.device.type, enabled=False):  # a backward inside autocast would round to bf16
+                grad_A = constrained_gradient(A, x, grad_output, ctx.module, ctx.batch)
         return grad_x, grad_A, None, None
 
 
@@ -124,8 +125,9 @@ def constrained_gradient(
 ) -> torch.Tensor:
     """G_A = ∇L_task + c (λ1 G_MSD + λ2 G_MA), (r, d), Eq. 6 and 11 with c the scale of the loss.
 
-    One product projects the tokens through the three blocks, one makes the gradients of the three blocks from the
-    task's rows plus the constraints' rows. At least fp32 throughout: in bf16, λ2 = 1e-4 would be lost to rounding.
+    One product projects the tokens through the three blocks, one makes the gradients of the three blocks
+    from the task's rows plus the constraints' rows. At least fp32 throughout: in bf16, λ2 = 1e-4 would be
+    lost to rounding.
     """
     wide = torch.promote_types(A.dtype, torch.float32)
     tokens, rank = batch.modality.shape, A.shape[0]
@@ -143,9 +145,7 @@ def constrained_gradient(
     return gradient.to(A.dtype)
 
 
-def constraint_rows(
-    projected: tuple[torch.Tensor, ...], config: ImodConfig, batch: TokenBatch
-) -> list[torch.Tensor]:
+def constraint_rows(projected: tuple[torch.Tensor, ...], config: ImodConfig, batch: TokenBatch) -> list[torch.Tensor]:
     """What the constraints add to a token's row for each block, three of (B, L, r), loss scale and λ included."""
     text_block, other_block, shared = projected
     device, dtype = shared.device, shared.dtype

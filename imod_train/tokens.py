@@ -1,7 +1,8 @@
-"""The tokens of the batch that is being trained on: their modality, their weights, and the scale of their loss.
+"""The tokens of the batch that is being trained on: their modality, their weights, the scale of their loss.
 
-One `TokenBatch` is made for each forward pass and is shared by every adapted module of the model; each module's
-backward keeps the one its forward saw. Letters: `B` batch, `L` tokens, `S` packed sequences in a row (1 unless packed).
+One `TokenBatch` is made for each forward pass and is shared by every adapted module of the model; each
+module's backward keeps the one its forward saw. Letters: `B` batch, `L` tokens, `S` packed sequences in a
+row (1 unless packed).
 """
 
 import warnings
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from imod_core.errors import InputError
-from imod_core.modality import IGNORED, NON_TEXT, TEXT, token_modality
+from imod_core.modality import NON_TEXT, TEXT, token_modality
 
 IGNORED_LABEL = -100
 
@@ -21,7 +22,8 @@ class TokenWeights(NamedTuple):
     """Per-token weights of one batch, on one device in one floating dtype."""
 
     text: torch.Tensor
-    """(B, L, 1) weight of a text token in MSDC: 1 (`paper`) or 1/number of text tokens in the batch (`mean`); else 0."""
+    """(B, L, 1) weight of a text token in MSDC: 1 (`paper`) or 1/number of text tokens in the batch
+    (`mean`); else 0."""
     other: torch.Tensor
     """(B, L, 1) the same for non-text tokens."""
     means: torch.Tensor
@@ -41,11 +43,14 @@ class TokenBatch:
     segments: int = 1
     """S, the largest number of sequences in a row."""
     share: torch.Tensor | None = None
-    """0-dim share of this micro-batch in the step's loss, where the loss is a sum over tokens divided by the step's count."""
+    """0-dim share of this micro-batch in the step's loss, where the loss is a sum over tokens divided by the
+    step's count."""
     sample: bool = False
     """Whether the backward of this batch also measures the signals."""
     scale: torch.Tensor | None = None
     """0-dim d(total loss)/d(loss of this batch), known from the start of its backward on."""
+    hook: Any = field(default=None, repr=False)
+    """The handle of the hook that waits for the scale."""
     _weights: dict = field(default_factory=dict, repr=False)
 
     def weights(self, reduction: str, device: torch.device, dtype: torch.dtype) -> TokenWeights:
@@ -84,15 +89,14 @@ class TokenBatch:
 
 
 class TokenHolder:
-    """The one place where the adapted modules find the batch in flight. It keeps the last one until the next training
-    forward, so that the recomputation of gradient checkpointing sees it too."""
+    """The one place where the adapted modules find the batch in flight. It keeps the last one until the next
+    training forward, so that the recomputation of gradient checkpointing sees it too."""
 
     def __init__(self, media_ids: tuple[int, ...], ignored_ids: tuple[int, ...]):
         self.media_ids = media_ids
         self.ignored_ids = ignored_ids
         self.current: TokenBatch | None = None
         self.sample_next = False
-        self._hook: Any = None
 
     def fill(self, inputs: Mapping[str, Any]) -> None:
         """Read the modality, packing and loss share of a batch from the arguments of the model's forward."""
@@ -103,40 +107,39 @@ class TokenHolder:
                 "pass input_ids (beside inputs_embeds if need be) while training."
             )
         modality = token_modality(input_ids, inputs.get("attention_mask"), self.media_ids, self.ignored_ids)
-        segment, segments = packed_segments(inputs.get("position_ids"), modality)
-        self._hook = None
+        segment, segments = packed_segments(inputs.get("position_ids"), inputs.get("attention_mask"), modality)
         self.current = TokenBatch(modality, segment, segments, loss_share(inputs), self.sample_next)
         self.sample_next = False
 
     def follow(self, loss: torch.Tensor) -> None:
-        """Note, when `loss` is backpropagated, the gradient that arrives at it as the scale of the batch in flight."""
+        """Note the gradient that arrives at `loss` in backward as the scale of the batch in flight."""
         batch = self.current
         if batch is None or not loss.requires_grad:
             return
-        if self._hook is not None:
-            self._hook.remove()
+        if batch.hook is not None:
+            batch.hook.remove()
 
         def note(gradient: torch.Tensor) -> None:
-            batch.scale = gradient.detach().sum()
-            self.current = (
-                batch  # several forwards before one backward: checkpointing recomputes this one now
-            )
+            batch.scale = gradient.detach()
+            self.current = batch  # after several forwards, checkpointing recomputes this one now
 
-        self._hook = loss.register_hook(note)
+        batch.hook = loss.register_hook(note)
 
 
-def packed_segments(positions: Any, modality: torch.Tensor) -> tuple[torch.Tensor | None, int]:
+def packed_segments(positions: Any, attention_mask: Any, modality: torch.Tensor) -> tuple[torch.Tensor | None, int]:
     """Number of each token's sequence within its row, (B, L), and the largest number of sequences in a row.
 
-    A sequence of a packed row starts where all components of its position (one, or three or four with M-RoPE) are 0.
-    `positions` is (B, L), (1, L) or (C, B, L); None, or a shape that fits no token, means one sequence a row. Reading
-    the number of sequences waits for the device once a forward pass, and only where position_ids are given.
+    A sequence of a packed row starts where all components of its position (one, or several with M-RoPE) are
+    0 and the mask, if it is (B, L), shows no padding. `positions` is (B, L), (1, L) or (C, B, L); None, or a
+    shape that fits no token, means one sequence a row. Reading the number of sequences waits for the device
+    once a forward pass, and only where position_ids are given.
     """
     if not isinstance(positions, torch.Tensor) or positions.shape[-1] != modality.shape[-1]:
         return None, 1
-    zero = (positions == 0) if positions.dim() == 2 else (positions == 0).all(0)
-    starts = zero & (modality != IGNORED)
-    number = (starts.cumsum(-1) - 1).clamp(min=0).expand_as(modality)
+    starts = ((positions == 0) if positions.dim() == 2 else (positions == 0).all(0)).expand_as(modality)
+    if isinstance(attention_mask, torch.Tensor) and attention_mask.shape == modality.shape:
+        starts = starts & (attention_mask != 0)
+    number = (starts.cumsum(-1) - 1).clamp(min=0)
     segments = int(number.max()) + 1
     return (number, segments) if segments > 1 else (None, 1)
 
@@ -144,9 +147,9 @@ def packed_segments(positions: Any, modality: torch.Tensor) -> tuple[torch.Tenso
 def loss_share(inputs: Mapping[str, Any]) -> torch.Tensor | None:
     """Share of a micro-batch in its step's loss, or None when its loss is already its own mean.
 
-    transformers' Trainer hands `num_items_in_batch`, the number of target tokens in the whole step, to the model,
-    which then returns its *sum* divided by that. Such a loss carries its share of the step inside, invisible to the
-    gradient that arrives at it.
+    transformers' Trainer hands `num_items_in_batch`, the number of target tokens in the whole step, to the
+    model, which then returns its *sum* divided by that. Such a loss carries its share of the step inside,
+    invisible to the gradient that arrives at it.
     """
     total = inputs.get("num_items_in_batch")
     if total is None:

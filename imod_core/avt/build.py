@@ -62,9 +62,7 @@ def _load(name: str, loader: Callable[[str], Part]) -> Part:
 
 
 def _llm(name: str) -> Part:
-    return Part(
-        AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32), AutoTokenizer.from_pretrained(name)
-    )
+    return Part(AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32), AutoTokenizer.from_pretrained(name))
 
 
 def _vision(name: str) -> Part:

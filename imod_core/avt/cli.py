@@ -19,13 +19,9 @@ def base() -> None:
 @click.option("--llm", help="Hub id or folder of a causal LLM, in place of a preset's.")
 @click.option("--vision", help="Hub id or folder of a vision encoder, in place of a preset's.")
 @click.option("--audio", help="Hub id or folder of an audio encoder, in place of a preset's.")
-@click.option(
-    "--out", type=click.Path(path_type=Path), required=True, help="Folder to write; must not exist."
-)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write; must not exist.")
 @click.option("--seed", default=0, show_default=True, help="Of the projectors, and of all of tiny.")
-@click.option(
-    "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True
-)
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True)
 def build(
     preset: str | None,
     llm: str | None,

@@ -77,9 +77,7 @@ class Geometry:
     audio_tag: str = "Sound:"
 
 
-def compose(
-    llm: Part, vision: Part, audio: Part, geometry: Geometry, out: Path, dtype: torch.dtype, seed: int
-) -> None:
+def compose(llm: Part, vision: Part, audio: Part, geometry: Geometry, out: Path, dtype: torch.dtype, seed: int) -> None:
     """Write the composed base to `out`; projectors are drawn from `seed`. Refuses an `out` that exists."""
     tokenizer = add_tokens(llm.processor, llm.model)
     config = _config(llm, vision, audio, geometry, tokenizer, dtype)
@@ -117,15 +115,11 @@ def write_code(folder: Path) -> None:
         shutil.copy(Path(__file__).parent / name, folder / name)
     for name in ("config.json", "processor_config.json"):
         values = json.loads((folder / name).read_text())
-        values["auto_map"] = (
-            AUTO_MAP if name == "config.json" else {"AutoProcessor": AUTO_MAP["AutoProcessor"]}
-        )
+        values["auto_map"] = AUTO_MAP if name == "config.json" else {"AutoProcessor": AUTO_MAP["AutoProcessor"]}
         (folder / name).write_text(json.dumps(values, indent=2) + "\n")
 
 
-def _config(
-    llm: Part, vision: Part, audio: Part, geometry: Geometry, tokenizer, dtype: torch.dtype
-) -> AvtConfig:
+def _config(llm: Part, vision: Part, audio: Part, geometry: Geometry, tokenizer, dtype: torch.dtype) -> AvtConfig:
     ids = tokenizer.convert_tokens_to_ids
     pixels = torch.zeros(1, 3, *_picture_size(vision.processor))
     with torch.no_grad():

@@ -105,16 +105,12 @@ class AvtModel(AvtPreTrainedModel):
     def get_image_features(self, pixel_values: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
         """Token embeddings of pictures as `.pooler_output (n, tokens, D)`."""
         states = self.encode_images(pixel_values)
-        return BaseModelOutputWithPooling(
-            last_hidden_state=states, pooler_output=self.vision_projector(states)
-        )
+        return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=self.vision_projector(states))
 
     def get_video_features(self, pixel_values_videos: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
         """Token embeddings of videos as `.pooler_output (n, tokens, D)`."""
         states = self.encode_videos(pixel_values_videos)
-        return BaseModelOutputWithPooling(
-            last_hidden_state=states, pooler_output=self.vision_projector(states)
-        )
+        return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=self.vision_projector(states))
 
     def get_audio_features(
         self, input_features: torch.Tensor, audio_windows: torch.Tensor | None = None, **kwargs
@@ -123,9 +119,7 @@ class AvtModel(AvtPreTrainedModel):
         states = self.encode_audio(input_features)
         if audio_windows is not None:
             states = _drop_padding(states, audio_windows.flatten() * self.config.audio_window_tokens)
-        return BaseModelOutputWithPooling(
-            last_hidden_state=states, pooler_output=self.audio_projector(states)
-        )
+        return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=self.audio_projector(states))
 
     def forward(
         self,
@@ -148,9 +142,7 @@ class AvtModel(AvtPreTrainedModel):
             inputs_embeds = self.get_input_embeddings()(input_ids)
         embeddings = {
             "image": _embed(self.get_image_features, pixel_values, self.vision_projector, image_states),
-            "video": _embed(
-                self.get_video_features, pixel_values_videos, self.vision_projector, video_states
-            ),
+            "video": _embed(self.get_video_features, pixel_values_videos, self.vision_projector, video_states),
             "audio": _embed(
                 self.get_audio_features,
                 input_features,
@@ -181,9 +173,7 @@ class AvtModel(AvtPreTrainedModel):
         mask = input_ids == getattr(self.config, f"{modality}_token_id")
         torch._check(
             int(mask.sum()) == embedded.shape[0],
-            lambda: (
-                f"{int(mask.sum())} {modality} placeholders for {embedded.shape[0]} {modality} embeddings"
-            ),
+            lambda: f"{int(mask.sum())} {modality} placeholders for {embedded.shape[0]} {modality} embeddings",
         )
         return inputs_embeds.masked_scatter(mask.unsqueeze(-1), embedded)
 
@@ -253,9 +243,7 @@ class AvtForConditionalGeneration(AvtPreTrainedModel, GenerationMixin):
         total = nn.functional.cross_entropy(logits, targets[supervised], reduction="sum")
         return total / (supervised.sum() if num_items is None else num_items)
 
-    def prepare_inputs_for_generation(
-        self, input_ids, past_key_values=None, is_first_iteration=False, **kwargs
-    ):
+    def prepare_inputs_for_generation(self, input_ids, past_key_values=None, is_first_iteration=False, **kwargs):
         """Media go into the first pass alone; later ones find them in the cache."""
         inputs = super().prepare_inputs_for_generation(
             input_ids, past_key_values=past_key_values, is_first_iteration=is_first_iteration, **kwargs

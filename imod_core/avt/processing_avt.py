@@ -67,9 +67,7 @@ class AvtProcessor(ProcessorMixin):
         for modality in ("image", "video", "audio"):
             token = getattr(self, f"{modality}_token")
             setattr(self, f"{modality}_token_id", tokenizer.convert_tokens_to_ids(token))
-        super().__init__(
-            image_processor, feature_extractor, video_processor, tokenizer, chat_template=chat_template
-        )
+        super().__init__(image_processor, feature_extractor, video_processor, tokenizer, chat_template=chat_template)
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
         """The expansion of one picture."""

@@ -105,9 +105,7 @@ def _whisper_weights(variables: dict[str, torch.Tensor]) -> dict[str, torch.Tens
         weights[f"layers.0.fc1.{kind}"] = variables[f"{layer}ffn/linear_0/{kind}"]
         weights[f"layers.0.fc2.{kind}"] = variables[f"{layer}ffn/linear_1/{kind}"]
     for kind, ours in (("gamma", "weight"), ("beta", "bias")):
-        weights[f"layers.0.self_attn_layer_norm.{ours}"] = variables[
-            f"{layer}self_attention/layer_norm/{kind}"
-        ]
+        weights[f"layers.0.self_attn_layer_norm.{ours}"] = variables[f"{layer}self_attention/layer_norm/{kind}"]
         weights[f"layers.0.final_layer_norm.{ours}"] = variables[f"{layer}ffn/layer_norm/{kind}"]
     return weights
 

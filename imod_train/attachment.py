@@ -33,11 +33,13 @@ _NARROW = "narrow target_modules to the linear layers of the language model"
 
 
 def attach(peft_model: PeftModel, config: ImodConfig, adapter_name: str = "default") -> "ImodHandle":
-    """Make the LoRA A matrices of an adapter carry IMoD's constraints in training; returns the handle that undoes it.
+    """Make the LoRA A matrices of an adapter carry IMoD's constraints in training; returns the handle that
+    undoes it.
 
-    The parameters, their names and the forward pass stay LoRA's. Raises InputError, before anything is changed, for a
-    model without such an adapter, for LoRA variants (DoRA and others), embeddings, convolutions, layers outside the
-    language model, half-precision or frozen A matrices, and configurations without placeholder ids.
+    The parameters, their names and the forward pass stay LoRA's. Raises InputError, before anything is
+    changed, for a model without such an adapter, for LoRA variants (DoRA and others), embeddings,
+    convolutions, layers outside the language model, half-precision or frozen A matrices, and configurations
+    without placeholder ids.
     """
     if not isinstance(peft_model, PeftModel):
         raise InputError(
@@ -50,8 +52,7 @@ def attach(peft_model: PeftModel, config: ImodConfig, adapter_name: str = "defau
     partitions = make_partitions(layers, base.config, config)
     holder = TokenHolder(media, ignored)
     modules = {
-        name: ImodLinear.adopt(linear, name, partitions[name], config, holder)
-        for name, linear in layers.items()
+        name: ImodLinear.adopt(linear, name, partitions[name], config, holder) for name, linear in layers.items()
     }
     return ImodHandle(base, modules, config, adapter_name, holder, partitions_hash(partitions))
 
@@ -90,10 +91,11 @@ class ImodHandle:
         self._hooks, self.modules = [], {}
 
     def scale(self, loss: torch.Tensor) -> torch.Tensor:
-        """Announce a loss of your own, 0-dim, and get it back. Needed only when it is not the model's `.loss`.
+        """Announce a loss of your own, 0-dim, and get it back. Needed only when it is not the model's
+        `.loss`.
 
-        Call it on the loss before it is divided or scaled for accumulation or mixed precision: whatever gradient
-        then arrives at it is the factor on the constraints.
+        Call it on the loss before it is divided or scaled for accumulation or mixed precision: whatever
+        gradient then arrives at it is the factor on the constraints.
         """
         self._holder.follow(loss)
         return loss
@@ -115,9 +117,10 @@ class ImodHandle:
     def signals(self) -> dict[str, float]:
         """The latest measured signals; waits for the device. Empty before the first measured backward.
 
-        `imod/injected_over_task`: norm of what the constraints add to the gradients of all A over the task's norm;
-        left out while the task gradient is zero, as in LoRA's first step where B = 0.
-        `imod/text_foreign_energy`: |(A∘M_o) X_t|²/|A X_t|², mean over modules; `imod/non_text_foreign_energy` its mirror.
+        `imod/injected_over_task`: norm of what the constraints add to the gradients of all A over the task's
+        norm; left out while the task gradient is zero, as in LoRA's first step where B = 0.
+        `imod/text_foreign_energy`: |(A∘M_o) X_t|²/|A X_t|², mean over modules;
+        `imod/non_text_foreign_energy` its mirror.
         """
         measured = [module.signals for module in self.modules.values() if module.signals is not None]
         if not measured:
@@ -163,9 +166,7 @@ def find_lora_layers(base: nn.Module, adapter_name: str) -> dict[str, nn.Linear]
     for name, layer in base.named_modules():
         if isinstance(layer, LoraLayer):
             if adapter_name in layer.lora_embedding_A:
-                raise InputError(
-                    f"LoRA is on the embedding '{name}', which IMoD cannot partition: {_NARROW}."
-                )
+                raise InputError(f"LoRA is on the embedding '{name}', which IMoD cannot partition: {_NARROW}.")
             if adapter_name in layer.lora_A:
                 found[name] = _checked(name, layer, adapter_name)
     if not found:
@@ -180,9 +181,7 @@ def _checked(name: str, layer: LoraLayer, adapter_name: str) -> nn.Linear:
         raise InputError(f"IMoD is attached to '{name}' already; call detach() on the first handle.")
     if adapter_name in layer.lora_variant:
         variant = type(layer.lora_variant[adapter_name]).__name__.removesuffix("LinearVariant")
-        raise InputError(
-            f"'{name}' uses the LoRA variant {variant}; IMoD needs plain LoRA, so switch it off."
-        )
+        raise InputError(f"'{name}' uses the LoRA variant {variant}; IMoD needs plain LoRA, so switch it off.")
     if type(linear) is not nn.Linear or type(layer).__name__ == "ParamWrapper":
         raise InputError(
             f"LoRA on '{name}' is a {type(linear).__name__} on a {type(layer.get_base_layer()).__name__}; "
@@ -202,9 +201,7 @@ def _checked(name: str, layer: LoraLayer, adapter_name: str) -> nn.Linear:
     return linear
 
 
-def make_partitions(
-    layers: Mapping[str, nn.Linear], model_config: Any, config: ImodConfig
-) -> dict[str, torch.Tensor]:
+def make_partitions(layers: Mapping[str, nn.Linear], model_config: Any, config: ImodConfig) -> dict[str, torch.Tensor]:
     """The partition of every layer, on the CPU. L is the language model's depth, or what the names show if more."""
     text_config = model_config.get_text_config() if hasattr(model_config, "get_text_config") else model_config
     indices = {name: layer_index(name) for name in layers}

@@ -1,0 +1,64 @@
+"""Samples as the trainer eats them: token ids, labels and cached tower states, padded into batches."""
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset
+
+from imod_core.avt.processing_avt import AvtProcessor
+from imod_core.avt.prompts import IGNORED_LABEL, encode
+from imod_core.avt.states import KINDS, TowerStates
+from imod_core.errors import InputError
+from imod_core.samples import Sample
+
+
+class SampleDataset(Dataset):
+    """One item a sample: `input_ids` and `labels` (L,), and the states of its media by kind."""
+
+    def __init__(self, samples: Sequence[Sample], processor: AvtProcessor, states: TowerStates):
+        unanswered = next((s.id for s in samples if s.answer is None), None)
+        if unanswered is not None:
+            raise InputError(
+                f"The sample '{unanswered}' has no answer to learn: its last message must be the assistant's."
+            )
+        self.samples, self.processor, self.states = samples, processor, states
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> dict:
+        sample = self.samples[index]
+        states = self.states.of(sample)
+        encoded = encode(self.processor, sample, [len(state) for state in states["audio"]])
+        return {"input_ids": encoded.input_ids, "labels": encoded.labels, "states": states}
+
+
+class Collator:
+    """Pads items to a batch, right side, and joins the states of each kind in the order of their
+    placeholders.
+
+    `noise` adds Gaussian noise of that many standard deviations to the states; the generator is torch's own,
+    whose state a checkpoint keeps.
+    """
+
+    def __init__(self, pad_token_id: int, noise: float = 0.0):
+        self.pad_token_id, self.noise = pad_token_id, noise
+
+    def __call__(self, items: list[dict]) -> dict[str, torch.Tensor]:
+        """`input_ids`, `attention_mask`, `labels` (B, L) and, for each kind present, `{kind}_states (1, tokens, C)`."""
+        ids = pad_sequence([i["input_ids"] for i in items], batch_first=True, padding_value=self.pad_token_id)
+        labels = pad_sequence([i["labels"] for i in items], batch_first=True, padding_value=IGNORED_LABEL)
+        lengths = torch.tensor([len(i["input_ids"]) for i in items])
+        mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
+        batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+        for kind in KINDS:
+            states = [state for item in items for state in item["states"][kind]]
+            if states:
+                batch[f"{kind}_states"] = self._noisy(torch.cat(states).float()).unsqueeze(0)
+        return batch
+
+    def _noisy(self, states: torch.Tensor) -> torch.Tensor:
+        if not self.noise:
+            return states
+        return states + self.noise * states.std() * torch.randn_like(states)

@@ -1,0 +1,115 @@
+"""A training run and its folder.
+
+RUN/recipe.yaml        the recipe with every default
+RUN/adapter/           the plain PEFT LoRA adapter, projectors as saved modules
+RUN/metrics.jsonl      what the trainer logged; RUN/tensorboard/ the same for TensorBoard
+RUN/checkpoints/       a stage's last checkpoint, and `<stage>.safetensors` once it is done
+RUN/manifest.json      base identity, method, digests; written last
+"""
+
+import time
+from pathlib import Path
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+
+from imod_core.artifacts import MANIFEST, model_identity, new_folder, read_manifest, write_manifest, write_text
+from imod_core.avt.processing_avt import AvtProcessor
+from imod_core.avt.states import TowerStates
+from imod_core.console import console
+from imod_core.errors import InputError
+from imod_core.samples import read_samples
+from imod_train.attachment import attach
+from imod_train.dataset import SampleDataset
+from imod_train.model import add_adapter, load_base
+from imod_train.recipe import Recipe, Stage, read_recipe
+from imod_train.stage import run_stage
+
+
+def train(recipe: Recipe, run: Path, resume: bool = False) -> Path:
+    """Train through all stages and return the adapter's folder.
+
+    A finished run of the same recipe is left as it is; an interrupted one goes on with `resume`.
+
+    Raises:
+        InputError: `run` belongs to another recipe, or is unfinished and `resume` is not set; bad data.
+    """
+    run = Path(run)
+    if _is_finished(run, recipe, resume):
+        console.print(f"{run} is finished already; nothing to do.")
+        return run / "adapter"
+    samples = {stage.name: [s for path in stage.data for s in read_samples(Path(path))] for stage in recipe.stages}
+    base_sha256 = model_identity(Path(recipe.base))
+    model, processor = load_base(recipe)
+    states = TowerStates(Path(recipe.base), processor, Path(recipe.state_cache or run.parent / "states"))
+    states.prepare(sample for stage in samples.values() for sample in stage)
+    datasets = {name: SampleDataset(stage, processor, states) for name, stage in samples.items()}
+    run.mkdir(parents=True, exist_ok=True)
+    write_text(run / "recipe.yaml", recipe.to_yaml())
+    started = time.monotonic()
+    peft_model = add_adapter(model, recipe.lora, recipe.seed)
+    for stage in recipe.stages:
+        _stage(peft_model, recipe, stage, datasets[stage.name], processor, run)
+    _save(peft_model, recipe, run, base_sha256, time.monotonic() - started)
+    console.print(f"Adapter written to {run / 'adapter'}")
+    return run / "adapter"
+
+
+def _is_finished(run: Path, recipe: Recipe, resume: bool) -> bool:
+    """Whether `run` holds the finished result of this recipe; refuses a folder that is in the way."""
+    if not run.exists() or (run.is_dir() and not any(run.iterdir())):
+        return False
+    if not (run / "recipe.yaml").is_file():
+        raise InputError(f"{run} exists and is no training run: give another --out.")
+    if read_recipe(run / "recipe.yaml") != recipe:
+        raise InputError(f"{run} was started with another recipe: give another --out, or remove it first.")
+    if (run / MANIFEST).is_file():
+        read_manifest(run, "run")
+        return True
+    if not resume:
+        raise InputError(f"{run} holds an unfinished run of this recipe: go on with --resume, or remove it first.")
+    return False
+
+
+def _stage(
+    model: PeftModel, recipe: Recipe, stage: Stage, data: SampleDataset, processor: AvtProcessor, run: Path
+) -> None:
+    """Run a stage, or load what it came to if it is done."""
+    result = run / "checkpoints" / f"{stage.name}.safetensors"
+    if result.is_file():
+        set_peft_model_state_dict(model, load_file(result))
+        return
+    run_stage(model, recipe, stage, data, processor.tokenizer.pad_token_id, run)
+    partial = result.with_suffix(".partial")
+    save_file(
+        {k: v.contiguous() for k, v in get_peft_model_state_dict(model, save_embedding_layers=False).items()}, partial
+    )
+    partial.replace(result)
+
+
+def _save(model: PeftModel, recipe: Recipe, run: Path, base_sha256: str, seconds: float) -> None:
+    """The adapter folder, then the manifest."""
+    adapter = run / "adapter"
+    if not adapter.exists():
+        with new_folder(adapter) as folder:
+            model.save_pretrained(folder, save_embedding_layers=False)
+    write_manifest(
+        run,
+        "run",
+        method=recipe.method,
+        base={"path": recipe.base, "sha256": base_sha256, "model_type": model.get_base_model().config.model_type},
+        imod=_imod_state(model, recipe),
+        seconds=round(seconds, 1),
+        torch=torch.__version__,
+    )
+
+
+def _imod_state(model: PeftModel, recipe: Recipe) -> dict | None:
+    """IMoD's settings and the digest of its masks, which follow from seed and module names alone."""
+    if recipe.method != "imod":
+        return None
+    handle = attach(model, recipe.imod)
+    state = handle.state()
+    handle.detach()
+    return state
