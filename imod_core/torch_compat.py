@@ -1,15 +1,16 @@
 """Let CPU torch live beside CUDA builds of torchvision, torchaudio and torchcodec.
 
-Package indexes often carry only the CUDA builds of these three. Beside a CPU torch their shared libraries do not
-load, and then `import torchvision`, and with it peft and most of transformers, fails. `autoload` is an entry point of
-the group `torch.backends`, which torch calls at the end of its own import, in every process: early enough for
-everybody who imports one of the three afterwards.
+Package indexes often carry only the CUDA builds of these three. Beside a CPU torch their shared libraries do
+not load, and then `import torchvision`, and with it peft and most of transformers, fails. `autoload` is an
+entry point of the group `torch.backends`, which torch calls at the end of its own import, in every process:
+early enough for everybody who imports one of the three afterwards.
 
-What works then: torchvision's transforms (transformers' image and video processors) and torchaudio's pure-Python part
-(resampling, mel filters). What does not: `torchvision.ops.nms`, `torchvision.io`, torchaudio's compiled operators;
-torchcodec counts as not installed.
+What works then: torchvision's transforms (transformers' image and video processors) and torchaudio's
+pure-Python part (resampling, mel filters). What does not: `torchvision.ops.nms`, `torchvision.io`,
+torchaudio's compiled operators; torchcodec counts as not installed.
 
-Nothing is imported here at the top, and nothing is touched on a GPU build of torch or where the libraries load.
+Nothing is imported here at the top, and nothing is touched on a GPU build of torch or where the libraries
+load.
 """
 
 import ctypes
@@ -86,9 +87,7 @@ def _mend_torchaudio() -> None:
 
 def _without_operator(function: Any) -> Any:
     def fail(*_args: Any, **_kwargs: Any) -> None:
-        raise RuntimeError(
-            f"{function.__name__} needs torchaudio's compiled operators, built for this torch."
-        )
+        raise RuntimeError(f"{function.__name__} needs torchaudio's compiled operators, built for this torch.")
 
     return fail
 

@@ -9,9 +9,11 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from transformers import AutoConfig
 from transformers.utils import logging
 
@@ -25,6 +27,8 @@ from imod_core.samples import Sample
 KINDS = {"image": "images", "audio": "audios", "video": "videos"}
 """Which list of a sample holds each kind of medium."""
 BATCH = 16
+BLANK_SIZE = (224, 224)
+BLANK_GREY = (127, 127, 127)
 
 
 class TowerStates:
@@ -61,6 +65,18 @@ class TowerStates:
         """The state `(tokens, C)` float16 of a medium that `prepare` has seen."""
         return torch.from_numpy(np.load(self._file(kind, path)))
 
+    @torch.no_grad()
+    def blank(self) -> dict[str, torch.Tensor]:
+        """The states of one grey picture, one silent window and one grey video, by kind."""
+        towers, frames = _load_towers(self.base), self.processor.video_processor.num_frames
+        samples = int(self.processor.audio_window_seconds * self.processor.feature_extractor.sampling_rate)
+        media = {
+            "image": Image.new("RGB", BLANK_SIZE, BLANK_GREY),
+            "audio": np.zeros(samples, dtype=np.float32),
+            "video": np.full((frames, *BLANK_SIZE, 3), BLANK_GREY[0], dtype=np.uint8),
+        }
+        return {kind: self._encode(towers, kind, [medium])[0].half() for kind, medium in media.items()}
+
     def of(self, sample: Sample) -> dict[str, list[torch.Tensor]]:
         """The states of all media of a sample: `image`, `audio` and `video` to lists in the sample's order."""
         return {kind: [self.get(kind, path) for path in getattr(sample, key)] for kind, key in KINDS.items()}
@@ -68,20 +84,27 @@ class TowerStates:
     @torch.no_grad()
     def _compute(self, towers: AvtModel, jobs: list[tuple[str, Path]]) -> None:
         kind = jobs[0][0]
-        for (_, path), state in zip(jobs, self._encode(towers, kind, [path for _, path in jobs]), strict=True):
+        media = [self._load(kind, path) for _, path in jobs]
+        for (_, path), state in zip(jobs, self._encode(towers, kind, media), strict=True):
             _save(self._file(kind, path), state.half().numpy())
 
-    def _encode(self, towers: AvtModel, kind: str, paths: list[Path]) -> list[torch.Tensor]:
+    def _load(self, kind: str, path: Path) -> Any:
+        if kind == "image":
+            return load_image(path)
+        if kind == "video":
+            return load_video(path, self.processor.video_processor.num_frames)
+        return load_audio(path, self.processor.feature_extractor.sampling_rate)
+
+    def _encode(self, towers: AvtModel, kind: str, media: list) -> list[torch.Tensor]:
+        """States of decoded media of one kind."""
         processor = self.processor
         if kind == "image":
-            pixels = processor.image_processor([load_image(p) for p in paths], return_tensors="pt")["pixel_values"]
+            pixels = processor.image_processor(media, return_tensors="pt")["pixel_values"]
             return list(towers.encode_images(pixels))
         if kind == "video":
-            frames = [load_video(p, processor.video_processor.num_frames) for p in paths]
-            videos = processor.video_processor(frames, return_tensors="pt")["pixel_values_videos"]
+            videos = processor.video_processor(media, return_tensors="pt")["pixel_values_videos"]
             return list(towers.encode_videos(videos))
-        rate = processor.feature_extractor.sampling_rate
-        features, _ = processor._process_audio([load_audio(p, rate) for p in paths])
+        features, _ = processor._process_audio(media)
         states = towers.encode_audio(features["input_features"])
         lengths = features["audio_windows"] * processor.audio_window_tokens
         return [state[:length] for state, length in zip(states, lengths, strict=True)]

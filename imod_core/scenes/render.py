@@ -5,10 +5,13 @@ The same scene, seed and libraries give the same bytes.
 
 import multiprocessing
 import os
+import pickle
 import signal
 import struct
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -27,7 +30,8 @@ from imod_core.scenes.sounds import SECONDS, Bank, mix, play_takes
 FRAME_RATE = 4
 """Video frames a second."""
 FRAMES = int(SECONDS * FRAME_RATE)
-VIDEO_OPTIONS = {"preset": "veryfast", "crf": "24"}
+VIDEO_OPTIONS = {"preset": "veryfast", "qp": "24"}
+"""A constant quantiser: x264's rate control by quality looks ahead, and not the same way twice."""
 SOUND_BIT_RATE = 64_000
 SOUND_OPTIONS = {"aac_coder": "fast"}
 """The default search takes four times as long as all other rendering together."""
@@ -65,21 +69,35 @@ def render_all(scenes: list[Scene], stock: Stock, seed: int, folder: Path, worke
         for scene in track(scenes, "Rendering clips"):
             render(scene, stock, seed, folder)
         return
+    shelf = folder / "stock.pickle"
+    shelf.write_bytes(pickle.dumps(stock))
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(stock,))
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(shelf,))
     jobs = [(scene, seed, folder) for scene in scenes]
     try:
-        for _ in track(pool.map(_render_one, jobs, chunksize=8), "Rendering clips", total=len(jobs)):
+        with _interrupts_held():
+            done = pool.map(_render_one, jobs, chunksize=8)
+        for _ in track(done, "Rendering clips", total=len(jobs)):
             pass
     finally:
         pool.shutdown(cancel_futures=True)
+        shelf.unlink()
 
 
-def _start_worker(stock: Stock) -> None:
-    """Keep the stock; leave Ctrl-C to the parent, and end when the parent is gone."""
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Hold Ctrl-C back for a moment; processes started meanwhile never get it, so only the parent reacts."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start_worker(shelf: Path) -> None:
+    """Load the stock; end when the parent is gone."""
     global _stock
-    _stock = stock
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _stock = pickle.loads(shelf.read_bytes())
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

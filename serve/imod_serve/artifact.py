@@ -63,9 +63,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         )
     path = folder / "config.json"
     if not path.is_file():
-        raise MissingFileError(
-            f"{folder} has no config.json: expected a model folder as `imod export` writes it."
-        )
+        raise MissingFileError(f"{folder} has no config.json: expected a model folder as `imod export` writes it.")
     return _read_json(path)
 
 

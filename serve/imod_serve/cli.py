@@ -13,20 +13,20 @@ from imod_core.errors import InputError, MissingFileError
 
 URL = "http://127.0.0.1:8000"
 """Where `imod serve` listens and `imod ask` asks if nothing else is said."""
+DTYPES = ("float32", "bfloat16", "float16")
+FILE = click.Path(path_type=Path)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="DIR", type=FILE)
 @click.argument("vllm_flags", nargs=-1, type=click.UNPROCESSED, metavar="[-- VLLM FLAGS]")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Other than loopback needs an API key.")
 @click.option("--port", default=8000, show_default=True, help="0 chooses a free one.")
 @click.option("--name", help="The model's name in requests; by default the folder's.")
-@click.option("--api-key-file", type=click.Path(path_type=Path), help="Or set IMOD_API_KEY.")
-@click.option(
-    "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Instead of the folder's."
-)
+@click.option("--api-key-file", type=FILE, help="Or set IMOD_API_KEY.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Instead of the folder's.")
 @click.option("--max-model-len", type=click.IntRange(min=1), help="Tokens of prompt and answer together.")
-@click.option("--log", type=click.Path(path_type=Path), help="Where vLLM's output goes.")
+@click.option("--log", type=FILE, help="Where vLLM's output goes.")
 @click.option("--timeout", default=1800.0, show_default=True, help="Seconds to wait until it is ready.")
 @click.option("--probe/--no-probe", default=True, show_default=True, help="Ask test questions before ready.")
 def serve(
@@ -73,20 +73,14 @@ def serve(
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("question")
-@click.option(
-    "--image", "images", multiple=True, type=click.Path(path_type=Path), help="A picture; repeatable."
-)
-@click.option(
-    "--audio", "audios", multiple=True, type=click.Path(path_type=Path), help="A sound; repeatable."
-)
-@click.option(
-    "--video", "videos", multiple=True, type=click.Path(path_type=Path), help="A video; repeatable."
-)
+@click.option("--image", "images", multiple=True, type=FILE, help="A picture; repeatable.")
+@click.option("--audio", "audios", multiple=True, type=FILE, help="A sound; repeatable.")
+@click.option("--video", "videos", multiple=True, type=FILE, help="A video; repeatable.")
 @click.option("--url", help=f"The server to ask, by default {URL}.")
-@click.option("--model", type=click.Path(path_type=Path), help="Answer from this folder, without a server.")
+@click.option("--model", type=FILE, help="Answer from this folder, without a server.")
 @click.option("--mute", is_flag=True, help="Leave out the videos' sound tracks.")
 @click.option("--max-tokens", default=64, show_default=True, type=click.IntRange(min=1))
-@click.option("--api-key-file", type=click.Path(path_type=Path), help="Or set IMOD_API_KEY.")
+@click.option("--api-key-file", type=FILE, help="Or set IMOD_API_KEY.")
 @click.option("--json", "as_json", is_flag=True, help="Print the answer with its token counts as JSON.")
 def ask(
     question: str,
@@ -109,9 +103,7 @@ def ask(
 
     if url and model:
         raise InputError("--url and --model were both given: ask either a server or a folder.")
-    target: Client | LocalModel = (
-        LocalModel(model) if model else Client(url or URL, api_key=read_api_key(api_key_file))
-    )
+    target: Client | LocalModel = LocalModel(model) if model else Client(url or URL, api_key=read_api_key(api_key_file))
     answer = target.ask(question, images, audios, videos, mute=mute, max_tokens=max_tokens)
     if not as_json:
         click.echo(answer.text.strip())

@@ -1,4 +1,4 @@
-"""Ask a server: files or bytes in, an answer out. Works with any server that speaks OpenAI's chat protocol."""
+"""Ask a server: files or bytes in, an answer out. Any server will do that speaks OpenAI's chat protocol."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from imod_serve.messages import Media, question_messages, sample_messages, tagge
 TIMEOUT = 120.0
 """Seconds for one answer."""
 RETRIES = 2
-"""Times that a request is sent again after a dropped connection or an overloaded server, with growing pauses."""
+"""Times that a request is sent again after a dropped connection or a busy server, with growing pauses."""
 MAX_TOKENS = 64
 
 
@@ -39,9 +39,7 @@ class Client:
         timeout: seconds for one answer.
     """
 
-    def __init__(
-        self, url: str, model: str | None = None, api_key: str | None = None, timeout: float = TIMEOUT
-    ):
+    def __init__(self, url: str, model: str | None = None, api_key: str | None = None, timeout: float = TIMEOUT):
         try:
             import openai
         except ImportError:
@@ -81,9 +79,10 @@ class Client:
     ) -> Answer:
         """One question about any number of media; paths or bytes.
 
-        The media stand before the question: pictures, videos, sounds, or where `<image>`, `<video>`, `<audio>` in
-        the question say. A video is followed by its sound track unless `mute`. Raises InputError for a medium that
-        cannot be read and for a request that the server refuses, ImodError where no server answers.
+        The media stand before the question: pictures, videos, sounds, or where `<image>`, `<video>`,
+        `<audio>` in the question say. A video is followed by its sound track unless `mute`. Raises InputError
+        for a medium that cannot be read and for a request that the server refuses, ImodError where no server
+        answers.
         """
         messages = question_messages(*tagged(question, images, audios, videos, mute=mute))
         return self._complete(messages, max_tokens, temperature, logprobs)
@@ -144,9 +143,8 @@ class Client:
         except openai.APITimeoutError:
             raise ImodError(f"The server at {self.url} did not answer within {self.timeout:.0f} s.") from None
         except openai.APIConnectionError as error:
-            raise ImodError(
-                f"No server answers at {self.url} ({error.__cause__ or error}): start one with `imod serve DIR`."
-            ) from None
+            reason = error.__cause__ or error
+            raise ImodError(f"No server answers at {self.url} ({reason}): start one with `imod serve DIR`.") from None
         except openai.AuthenticationError:
             raise InputError(f"The server at {self.url} wants another API key: set IMOD_API_KEY.") from None
         except openai.APIStatusError as error:

@@ -1,4 +1,4 @@
-"""The command line and the environment of vLLM for one artifact: what people forget, and what the user overrides."""
+"""vLLM's command line and environment for one artifact: what people forget, and what the user overrides."""
 
 import json
 import os
@@ -39,8 +39,9 @@ def server_flags(
 ) -> list[str]:
     """Arguments of `vllm serve`, the model folder first.
 
-    `extra` are the user's own flags: each replaces ours of the same name. Raises InputError for those that would
-    bypass the launcher, the API key among them, which does not belong on a command line that `ps` shows.
+    `extra` are the user's own flags: each replaces ours of the same name. Raises InputError for those that
+    would bypass the launcher, the API key among them, which does not belong on a command line that `ps`
+    shows.
     """
     _check_extra(extra)
     ours = {"--served-model-name": name, "--host": host, "--port": str(port)}
@@ -68,7 +69,7 @@ def server_environment(flags: Sequence[str], *, cpu: bool, api_key: str | None) 
         "PYTHONUNBUFFERED": "1",
     }
     if cpu:
-        # Compiling pays on a CPU only after minutes, and the first request waits for it even with --enforce-eager.
+        # Compiling costs the first request half a minute on a CPU, even with --enforce-eager.
         defaults |= {"VLLM_CPU_KVCACHE_SPACE": "1", "TORCH_COMPILE_DISABLE": "1"}
         if {*ONE_PROCESS, *ONE_PROCESS.values()} <= set(flags):
             # vLLM replaces "uni" on a CPU unless this says that no worker process is wanted.
@@ -82,7 +83,7 @@ def server_environment(flags: Sequence[str], *, cpu: bool, api_key: str | None) 
 def _length(artifact: Artifact, asked: int | None, cpu: bool) -> dict[str, str]:
     if asked and artifact.max_positions and asked > artifact.max_positions:
         raise InputError(
-            f"--max-model-len is {asked}: {artifact.folder} was made for at most {artifact.max_positions} tokens."
+            f"--max-model-len is {asked}: {artifact.folder} takes {artifact.max_positions} tokens at most."
         )
     length = asked or artifact.max_positions
     if not length:

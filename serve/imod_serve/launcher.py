@@ -1,4 +1,4 @@
-"""vLLM as a child process: started with the right flags, ready when it answers, stopped with everything it spawned.
+"""vLLM as a child process: started with the right flags, ready when it answers, stopped with all it spawned.
 
 with Server("merged/") as server:
     Client(server.url).ask("What is that?", images=["a.png"])
@@ -26,6 +26,7 @@ from imod_core.errors import CheckFailed, ImodError, InputError, MissingExtraErr
 from imod_serve.artifact import read_artifact
 from imod_serve.flags import server_environment, server_flags
 from imod_serve.log import LogTail
+from imod_serve.vllm_main import PARENT
 
 READY_SECONDS = 1800.0
 """Limit for a start; tens of gigabytes of weights from a slow disk take their time."""
@@ -67,11 +68,12 @@ class Server:
         probe: bool = True,
     ):
         _check_vllm()
-        _check_host(host, api_key)
         self.artifact = read_artifact(folder)
         self.host, self.port = host, port or _free_port(host)
         self.name = name or self.artifact.name
-        self.api_key, self.timeout, self.wants_probe = api_key, timeout, probe
+        self.api_key = api_key or os.environ.get("VLLM_API_KEY") or None
+        self.timeout, self.wants_probe = timeout, probe
+        _check_host(host, self.api_key)
         self.cpu = on_cpu()
         self.flags = server_flags(
             self.artifact,
@@ -95,8 +97,8 @@ class Server:
     def start(self) -> "Server":
         """Start and wait until it answers; whatever goes wrong, nothing is left running.
 
-        Raises CheckFailed with the log's last meaningful line if vLLM ends, if the time is over, or if the probe
-        finds that a medium does not reach the model.
+        Raises CheckFailed with the log's last meaningful line if vLLM ends, if the time is over, or if the
+        probe finds that a medium does not reach the model.
         """
         _check_port(self.host, self.port)
         try:
@@ -153,7 +155,10 @@ class Server:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=server_environment(self.flags, cpu=self.cpu, api_key=self.api_key),
+                env={
+                    **server_environment(self.flags, cpu=self.cpu, api_key=self.api_key),
+                    PARENT: str(os.getpid()),
+                },
                 start_new_session=True,
             )
 
@@ -167,7 +172,7 @@ class Server:
                     raise CheckFailed(self._death("did not start"))
                 if time.monotonic() - started > self.timeout:
                     raise CheckFailed(
-                        f"vLLM was not ready within {self.timeout:.0f} s: its last words are in {self.log.path}."
+                        f"vLLM was not ready within {self.timeout:.0f} s: see {self.log.path}, or raise --timeout."
                     )
                 for stage in self.log.new_stages():
                     report(stage)
@@ -186,9 +191,7 @@ class Server:
 
         with console.status("Asking a test question of each kind"):
             found = probe(Client(self.url, self.name, self.api_key), self._served_modalities())
-        console.print(
-            "Prompt tokens of the test questions: " + ", ".join(f"{k} {n}" for k, n in found.items())
-        )
+        console.print("Prompt tokens of the test questions: " + ", ".join(f"{k} {n}" for k, n in found.items()))
 
     def _served_modalities(self) -> tuple[str, ...]:
         """Those that the user's own limits have not turned off."""
@@ -225,7 +228,8 @@ def _no_gpu_device() -> bool:
 def _check_host(host: str, api_key: str | None) -> None:
     if host not in LOOPBACK and not api_key:
         raise InputError(
-            f"Listening on {host} lets other machines ask: set IMOD_API_KEY or give --api-key-file, or stay on 127.0.0.1."
+            f"Listening on {host} lets other machines ask: set IMOD_API_KEY or give --api-key-file, "
+            f"or stay on 127.0.0.1."
         )
 
 
@@ -236,9 +240,7 @@ def _check_port(host: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise InputError(
-                f"Cannot listen on {host}, port {port} ({error.strerror}): choose another."
-            ) from None
+            raise InputError(f"Cannot listen on {host}, port {port} ({error.strerror}): choose another.") from None
 
 
 def _free_port(host: str) -> int:

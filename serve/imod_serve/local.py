@@ -1,4 +1,4 @@
-"""Answer from a model folder by transformers, in this process: no server, the reference that a server must equal."""
+"""Answer from a model folder by transformers in this process: the reference that a server must equal."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,9 +20,7 @@ class LocalModel:
     def __init__(self, folder: Path | str):
         self.artifact = read_artifact(folder)
         if not self.artifact.modalities:
-            raise InputError(
-                f"{self.artifact.folder} is a text model: `imod ask --model` wants a multimodal one."
-            )
+            raise InputError(f"{self.artifact.folder} is a text model: `imod ask --model` wants a multimodal one.")
         import torch
         from transformers import AutoModelForImageTextToText, AutoProcessor
 

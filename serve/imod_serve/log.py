@@ -17,9 +17,7 @@ STAGES = {
 
 PREFIX = re.compile(r"^(\(\S+ pid=\d+\) )?((DEBUG|INFO|WARNING|ERROR|CRITICAL) [\d-]+ [\d:.]+ \[\S+\] )?")
 """What vLLM puts before a message: process, level, time, place."""
-ERROR = re.compile(
-    r"^([\w.]*(Error|Exception|Interrupt|Exit)\b.*|.*\berror: .+|.*(Killed|Segmentation fault).*)$"
-)
+ERROR = re.compile(r"^([\w.]*(Error|Exception|Interrupt|Exit)\b.*|.*\berror: .+|.*(Killed|Segmentation fault).*)$")
 CONSEQUENCE = re.compile(r"Engine core initialization failed|cancelled|EngineDeadError|See root cause above")
 """Errors that only follow from another one, further up."""
 
@@ -50,4 +48,4 @@ class LogTail:
         lines = [PREFIX.sub("", line).strip() for line in text.splitlines()]
         errors = [line for line in lines if ERROR.match(line)]
         causes = [line for line in errors if not CONSEQUENCE.search(line)]
-        return (causes or errors or [None])[-1]
+        return next(reversed(causes or errors), None)

@@ -1,7 +1,7 @@
 """OpenAI chat messages from text and media, in the order in which the media tags stand in the text.
 
-A picture travels as PNG, a sound as 16 kHz mono WAV of 32-bit floats, both exactly as the project's decoder reads
-them, so that the server's model sees what training saw; a video travels as the file it is.
+A picture travels as PNG, a sound as 16 kHz mono WAV of 32-bit floats, both exactly as the project's decoder
+reads them, so that the server's model sees what training saw; a video travels as the file it is.
 """
 
 import base64
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from imod_core.errors import InputError
-from imod_core.media import SAMPLE_RATE, has_sound, load_audio, load_image
+from imod_core.media import SAMPLE_RATE, has_sound, load_audio, load_image, load_video
 from imod_core.samples import MEDIA_KEYS, Sample
 
 Media = Path | str | bytes
@@ -39,7 +39,7 @@ def audio_part(source: Media) -> Part:
 
 def video_part(source: Media) -> Part:
     """A video as data URL; its sound track is a part of its own."""
-    has_sound(source)  # refuses what is no video, with the file's name
+    load_video(source, 1)  # refuses what is no video, naming the file
     content = source if isinstance(source, bytes) else Path(source).read_bytes()
     return {"type": "video_url", "video_url": {"url": f"data:video/mp4;base64,{_base64(content)}"}}
 
@@ -57,8 +57,8 @@ def tagged(
 ) -> tuple[str, dict[str, list[Media]]]:
     """The question with media tags in front, and the media by tag.
 
-    Pictures come first, then videos, each followed by its sound track if it has one and is not to be mute, then
-    sounds. A question that has tags already keeps them.
+    Pictures come first, then videos, each followed by its sound track if it has one and is not to be mute,
+    then sounds. A question that has tags already keeps them.
     """
     tags, media = "", {"<image>": list(images), "<audio>": list(audios), "<video>": list(videos)}
     if TAG.search(question):
@@ -73,7 +73,7 @@ def tagged(
 
 
 def content_parts(content: str, media: dict[str, list[Media]]) -> str | list[Part]:
-    """Text and media parts of one message, in order; takes the media it uses from the front of `media`'s lists."""
+    """Text and media parts of one message, in order; takes its media from the front of `media`'s lists."""
     pieces = [piece for piece in TAG.split(content) if piece]
     if not any(piece in PARTS for piece in pieces):
         return content
@@ -103,9 +103,7 @@ def _next(tag: str, media: dict[str, list[Media]]) -> Media:
 def _check_none_left(media: dict[str, list[Media]]) -> None:
     for tag, left in media.items():
         if left:
-            raise InputError(
-                f"{len(left)} of the {MEDIA_KEYS[tag]} have no {tag} tag in the question: add it."
-            )
+            raise InputError(f"{len(left)} of the {MEDIA_KEYS[tag]} have no {tag} tag in the question: add it.")
 
 
 def _text(text: str) -> Part:

@@ -1,11 +1,13 @@
-"""Questions asked of a server before it counts as ready: does a picture, a sound, a video reach the model at all?
+"""Questions asked of a server before it counts as ready: does a picture, sound or video reach the model at
+all?
 
-A server that drops a medium still answers, and sounds sure of itself. What gives it away is the length of the prompt:
-every medium adds its placeholder tokens to it.
+A server that drops a medium still answers, and sounds sure of itself. What gives it away is the length of the
+prompt: every medium adds its placeholder tokens to it.
 """
 
 import io
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -24,11 +26,12 @@ def probe(client: Client, modalities: tuple[str, ...]) -> dict[str, int]:
     """
     found = {"text": client.ask(QUESTION, max_tokens=1).prompt_tokens}
     for kind in modalities:
-        found[kind] = client.ask(QUESTION, max_tokens=1, **{f"{kind}s": [EXAMPLES[kind]()]}).prompt_tokens
+        media: dict[str, Any] = {f"{kind}s": [EXAMPLES[kind]()]}
+        found[kind] = client.ask(QUESTION, max_tokens=1, **media).prompt_tokens
         if found[kind] <= found["text"]:
             raise CheckFailed(
-                f"The server drops {kind} input: a question with it has {found[kind]} prompt tokens, without it "
-                f"{found['text']}; check the chat template and --limit-mm-per-prompt."
+                f"The server drops {kind} input: a question with it has {found[kind]} prompt tokens, "
+                f"without it {found['text']}; check the chat template and --limit-mm-per-prompt."
             )
     return found
 

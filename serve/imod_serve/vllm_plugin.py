@@ -1,9 +1,9 @@
-"""vLLM's entry point `vllm.general_plugins`: with this package installed, `vllm serve DIR` knows AVT by itself.
+"""vLLM's entry point `vllm.general_plugins`: where this package is installed, `vllm serve DIR` knows AVT.
 
 vLLM calls `register` in every process, before it reads a model's configuration. AVT is served by vLLM's
-Transformers backend; registering the classes saves `--trust-remote-code`. Videos are decoded by the project's own
-decoder, so that the server sees the very frames that training saw. A vLLM or transformers whose interface has moved
-must still serve other people's models: what fails here is logged and leaves them alone.
+Transformers backend; registering the classes saves `--trust-remote-code`. Videos are decoded by the project's
+own decoder, so that the server sees the very frames that training saw. A vLLM or transformers whose interface
+has moved must still serve other people's models: what fails here is logged and leaves them alone.
 """
 
 import logging

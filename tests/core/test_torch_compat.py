@@ -53,9 +53,7 @@ def test_the_entry_point_is_what_makes_the_difference():
 
 def test_nothing_is_raised_where_torch_is_broken():
     result = run(
-        "import sys; sys.modules['torch'] = None\n"
-        "from imod_core.torch_compat import autoload\n"
-        "autoload(); autoload()\n"
+        "import sys; sys.modules['torch'] = None\nfrom imod_core.torch_compat import autoload\nautoload(); autoload()\n"
     )
     assert result.returncode == 0, result.stderr
 

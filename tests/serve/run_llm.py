@@ -1,7 +1,7 @@
-"""vLLM's `LLM` in this process: `python run_llm.py FOLDER REQUESTS OUT`; started by test_vllm.py, a process of its own.
+"""vLLM's `LLM` in this process: `python run_llm.py FOLDER REQUESTS OUT [plain]`, started by test_vllm.py.
 
 REQUESTS is a pickle: name -> (prompt text, vLLM's multi_modal_data). OUT gets name -> [(token id, logprob), ...] of
-a greedy answer as JSON.
+a greedy answer as JSON. `plain` does without this project's plugin and trusts the folder's own model code.
 """
 
 import json
@@ -10,7 +10,7 @@ import pickle
 import sys
 from pathlib import Path
 
-os.environ |= {
+ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "TORCH_COMPILE_DISABLE": "1",
@@ -21,7 +21,8 @@ os.environ |= {
 TOKENS = 6
 
 
-def main(folder: str, requests: str, out: str) -> None:
+def main(folder: str, requests: str, out: str, how: str = "plugin") -> None:
+    os.environ |= ENVIRONMENT | ({"VLLM_PLUGINS": "none"} if how == "plain" else {})
     from vllm import LLM, SamplingParams
 
     llm = LLM(
@@ -32,8 +33,10 @@ def main(folder: str, requests: str, out: str) -> None:
         max_num_seqs=4,
         limit_mm_per_prompt={"image": 2, "audio": 2, "video": 1},
         distributed_executor_backend="uni",
+        trust_remote_code=how == "plain",
     )
     config = llm.llm_engine.model_config.hf_config
+    assert type(config).__module__.startswith("imod_core") == (how == "plugin")
     placeholders = [config.image_token_id, config.audio_token_id, config.video_token_id]
     # A random model may answer with a placeholder, for which there would be no medium.
     sampling = SamplingParams(

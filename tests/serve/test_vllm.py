@@ -4,6 +4,7 @@ import json
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,11 +36,15 @@ def local(base):
 
 @pytest.fixture(scope="module")
 def answers(base, media, local, tmp_path_factory):
-    """vLLM's greedy tokens and logprobs by kind of question."""
-    folder = tmp_path_factory.mktemp("vllm")
+    """vLLM's greedy tokens and logprobs by kind of question, with this project's plugin."""
+    return run_vllm(base, media, local, tmp_path_factory.mktemp("vllm"))
+
+
+def run_vllm(base, media, local, folder, *options):
     (folder / "requests.pkl").write_bytes(pickle.dumps({k: request(local, media, q) for k, q in QUESTIONS.items()}))
-    command = [sys.executable, str(Path(__file__).with_name("run_llm.py")), base]
-    done = subprocess.run([*command, folder / "requests.pkl", folder / "out.json"], capture_output=True, text=True)
+    command = [sys.executable, Path(__file__).with_name("run_llm.py"), base]
+    command += [folder / "requests.pkl", folder / "out.json", *options]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads((folder / "out.json").read_text())
 
@@ -47,9 +52,10 @@ def answers(base, media, local, tmp_path_factory):
 def request(local, media, question):
     """A prompt text and decoded media, as `LLM.generate` takes them."""
     text = prompt(local, question)
+    sound = media.video if "<video>" in question else media.audio
     data = {
         "image": [load_image(media.image)] * question.count("<image>"),
-        "audio": [(load_audio(media.video if "<video>" in question else media.audio), 16_000)] * question.count("<audio>"),
+        "audio": [(load_audio(sound), 16_000)] * question.count("<audio>"),
         "video": [load_video(media.video, local.artifact.video_frames)] * question.count("<video>"),
     }
     return text, {kind: items for kind, items in data.items() if items}
@@ -85,9 +91,15 @@ def test_logprobs_equal_transformers(kind, answers, local, media):
 @pytest.mark.parametrize("kind", ["image", "audio", "video", "video with sound"])
 def test_another_medium_gives_other_logprobs(kind, answers, local, media):
     """The negative control: had vLLM dropped or swapped the medium, the test above would have seen it."""
-    from dataclasses import replace
-
     other = replace(media, image=media.other_image, audio=media.silent_wav, video=media.other_video)
     tokens, logprobs = zip(*answers[kind], strict=True)
     reference = teacher_forced(local, other, QUESTIONS[kind], list(tokens))
     assert (torch.tensor(logprobs) - reference).abs().max() > 10 * TOLERANCE
+
+
+def test_vllm_without_this_project_serves_the_folder_by_its_own_code(answers, base, media, local, tmp_path):
+    plain = run_vllm(base, media, local, tmp_path, "plain")
+    for kind, answer in answers.items():
+        tokens, logprobs = zip(*answer, strict=True)
+        assert [token for token, _ in plain[kind]] == list(tokens), kind
+        assert [logprob for _, logprob in plain[kind]] == pytest.approx(logprobs, abs=TOLERANCE), kind

@@ -1,0 +1,38 @@
+# make quickstart   the whole road on the embedded data     make test    all tests
+# make check        format, lint, types                     make bench   the benchmark scripts
+# Each sets up .venv first. On a GPU machine: make EXTRAS=scenes,train,export,serve,demo,dev CONSTRAINTS= quickstart
+
+PYTHON ?= python3
+VENV ?= .venv
+EXTRAS ?= scenes,train,export,serve-cpu,demo,dev
+CONSTRAINTS ?= -c constraints.txt
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: install quickstart test check bench clean
+
+install: $(STAMP)
+
+# torch comes first and exactly: a range would bring several gigabytes of CUDA packages to a CPU machine.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0 uv
+	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip install --quiet $(CONSTRAINTS) -e '.[$(EXTRAS)]'
+	touch $(STAMP)
+
+quickstart: $(STAMP)
+	$(BIN)/imod quickstart
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(STAMP)
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

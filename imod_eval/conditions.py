@@ -1,0 +1,62 @@
+"""Conditions of evaluation: the media as they are, or some of them blanked or swapped, to see what an answer rests on."""
+
+import numpy as np
+import torch
+
+from imod_core.avt.states import TowerStates
+from imod_core.errors import InputError
+from imod_core.samples import Sample
+
+CONDITIONS = ("as_is", "blanked", "picture_only", "sound_only", "swapped")
+"""`picture_only` is with silence in place of the sound, `sound_only` with grey in place of pictures and videos."""
+
+BLANKED_KINDS = {
+    "as_is": (),
+    "swapped": (),
+    "blanked": ("image", "audio", "video"),
+    "picture_only": ("audio",),
+    "sound_only": ("image", "video"),
+}
+
+States = dict[str, list[torch.Tensor]]
+
+
+def states_under(condition: str, samples: list[Sample], states: TowerStates, seed: int = 0) -> list[States]:
+    """The tower states that each sample is asked with.
+
+    Swapped, a sample gets the media of another one of another scene that has as many of each kind; the exchange is
+    drawn from `seed`.
+
+    Raises:
+        InputError: no sample to swap with.
+    """
+    if condition == "swapped":
+        samples = swap(samples, seed)
+    found = [states.of(sample) for sample in samples]
+    kinds = BLANKED_KINDS[condition]
+    if not kinds:
+        return found
+    blank = states.blank()
+    return [{k: [blank[k]] * len(v) if k in kinds else v for k, v in media.items()} for media in found]
+
+
+def swap(samples: list[Sample], seed: int) -> list[Sample]:
+    """For each sample another whose media it is to get."""
+    rng = np.random.default_rng(seed)
+    groups: dict[tuple[int, int, int], list[int]] = {}
+    for i, sample in enumerate(samples):
+        groups.setdefault((len(sample.images), len(sample.audios), len(sample.videos)), []).append(i)
+    return [samples[_other(i, samples, groups, rng)] for i in range(len(samples))]
+
+
+def _other(i: int, samples: list[Sample], groups: dict, rng: np.random.Generator) -> int:
+    sample = samples[i]
+    group = groups[(len(sample.images), len(sample.audios), len(sample.videos))]
+    others = [j for j in group if _media(samples[j]) != _media(sample)]
+    if not others:
+        raise InputError(f"The sample '{sample.id}' has no other with the same kinds of media to swap with.")
+    return int(rng.choice(others))
+
+
+def _media(sample: Sample) -> tuple:
+    return sample.images, sample.audios, sample.videos

@@ -1,0 +1,411 @@
+"""The embedded scenes: true questions, media that show what the facts say, files that are whole or absent."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from click.testing import CliRunner
+
+from imod_core.data_cli import data
+from imod_core.errors import InputError
+from imod_core.media import has_sound, load_audio, load_image, load_video
+from imod_core.parts import PARTS
+from imod_core.samples import Sample, read_samples
+from imod_core.scenes.captions import both_caption, picture_caption, sound_caption
+from imod_core.scenes.composition import Scene, Sound, stream
+from imod_core.scenes.dataset import build_scenes
+from imod_core.scenes.instruments import INSTRUMENTS, NAMES, PHRASES, notes, takes
+from imod_core.scenes.pictures import TRAINING_STYLES, UNSEEN_STYLE, draw_sprites, paint, styles
+from imod_core.scenes.plan import SPLITS, ScenesSettings
+from imod_core.scenes.questions import TYPES
+from imod_core.scenes.render import Stock, render, render_all, take_stock
+from imod_core.scenes.sounds import ENTRANCE_GAP, LENGTH, LOUD_DB, mix, play_takes
+
+SMALL = ScenesSettings(clips=24, val_clips=3, test_clips=9, unseen_clips=9, parts="drawn")
+ANSWERS = {"yes", "no", "zero", "one", "two", "three", "left", "middle", "right", "simultaneously", *NAMES}
+DUET = Scene(
+    "duet",
+    "drawn-filled",
+    False,
+    ("violin", None, "drum"),
+    (Sound("violin", "left", 0, "loud"), Sound("drum", "right", 0, "soft"), Sound("flute", None, 1, "soft")),
+)
+
+
+@pytest.fixture(scope="module")
+def stock() -> Stock:
+    return take_stock("drawn")
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_scenes(tmp_path_factory.mktemp("scenes") / "set", SMALL, workers=1)
+
+
+def questions_of(folder: Path) -> list[Sample]:
+    return [sample for split in SPLITS for sample in read_samples(folder / f"{split}.jsonl")]
+
+
+# Files
+
+
+def test_a_set_holds_the_splits_it_was_asked_for(built: Path) -> None:
+    manifest = json.loads((built / "manifest.json").read_text())
+    assert manifest["clips"] == {"test": 9, "test_unseen_style": 9, "val": 3, "train": 24}
+    for split, clips in manifest["clips"].items():
+        assert len(read_samples(built / f"{split}.jsonl")) == clips * SMALL.questions
+    assert len(read_samples(built / "captions.jsonl")) == 3 * SMALL.clips
+    assert {path.name for path in built.parent.iterdir()} == {"set"}
+
+
+def test_all_nine_types_are_asked_with_answers_of_the_benchmark(built: Path) -> None:
+    training = read_samples(built / "train.jsonl")
+    assert {tuple(sample.meta["type"]) for sample in training} == set(TYPES)
+    assert len(TYPES) == 9
+    assert {sample.answer for sample in questions_of(built)} <= ANSWERS
+
+
+def test_a_share_of_the_clips_comes_as_video_with_sound_track(built: Path) -> None:
+    samples = questions_of(built)
+    videos = [sample for sample in samples if sample.videos]
+    assert 0.1 < len(videos) / len(samples) < 0.45
+    assert all(s.messages[0].content.startswith("<video><audio>") and s.audios == s.videos for s in videos)
+    stills = [sample for sample in samples if sample.images]
+    assert all(s.messages[0].content.startswith("<image><audio>") for s in stills)
+    assert len(videos) + len(stills) == len(samples)
+
+
+def test_no_composition_is_shared_between_splits(built: Path) -> None:
+    compositions: dict[str, set] = {split: set() for split in SPLITS}
+    for line in (built / "scenes.jsonl").read_text().splitlines():
+        scene = json.loads(line)
+        heard = sorted(sound["instrument"] for sound in scene["sounds"])
+        compositions[scene["split"]].add((*scene["places"].values(), *heard))
+    assert sum(map(len, compositions.values())) == len(set().union(*compositions.values()))
+    assert len(compositions["train"]) > 10
+
+
+def test_the_unseen_split_alone_has_the_unseen_style(built: Path) -> None:
+    training_styles, unseen_style = styles("drawn")
+    for sample in questions_of(built):
+        expected = {unseen_style} if "unseen" in sample.id else set(training_styles)
+        assert sample.meta["style"] in expected
+
+
+def test_every_clip_decodes_as_picture_sound_and_video(built: Path) -> None:
+    for png in sorted((built / "media").glob("*.png"))[:6]:
+        assert load_image(png).size == (224, 224)
+        sound = soundfile.info(png.with_suffix(".wav"))
+        assert (sound.samplerate, sound.channels, sound.duration) == (16000, 2, 4.0)
+        assert load_video(png.with_suffix(".mp4"), 4).shape == (4, 224, 224, 3)
+        assert has_sound(png.with_suffix(".mp4"))
+
+
+def test_same_seed_same_bytes_however_many_workers(built: Path, tmp_path: Path) -> None:
+    again = build_scenes(tmp_path / "again", SMALL, workers=2)
+    files = {path.relative_to(built) for path in built.rglob("*") if path.is_file()}
+    assert len(files) == 3 * 45 + 8
+    for name in files:
+        assert (again / name).read_bytes() == (built / name).read_bytes(), name
+
+
+def test_another_seed_gives_another_set(built: Path, tmp_path: Path) -> None:
+    settings = ScenesSettings(2, 1, 1, 1, seed=1, parts="drawn")
+    other = build_scenes(tmp_path / "other", settings, workers=1)
+    name = Path("media") / "train-00000.wav"
+    assert (other / name).read_bytes() != (built / name).read_bytes()
+
+
+# A finished, a foreign and an interrupted folder
+
+
+def test_a_finished_set_is_left_alone(built: Path) -> None:
+    before = (built / "manifest.json").stat().st_mtime_ns
+    assert build_scenes(built, SMALL) == built
+    assert (built / "manifest.json").stat().st_mtime_ns == before
+
+
+def test_a_set_of_other_settings_is_refused_by_name(built: Path) -> None:
+    with pytest.raises(InputError, match=r"other settings \(clips, seed\)"):
+        build_scenes(built, ScenesSettings(25, 3, 9, 9, seed=4, parts="drawn"))
+
+
+def test_a_folder_with_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="exists and is no scenes set"):
+        build_scenes(tmp_path, SMALL)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_an_interrupt_leaves_nothing_behind(tmp_path: Path) -> None:
+    arguments = ["data", "scenes", "--parts", "drawn", "--out", str(tmp_path / "set"), "--workers", "2"]
+    command = [sys.executable, "-m", "imod_core.cli", *arguments]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob(".set.partial/media/*.mp4")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # a terminal's Ctrl-C reaches the workers too
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"Traceback" not in errors
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"clips": 0}, "clips is 0: expected 1 or more"),
+        ({"seed": -1}, "seed is -1: expected 0 or more"),
+        ({"questions": 10}, "questions is 10: expected at most 9"),
+        ({"parts": "none"}, "parts is 'none': allowed are real and drawn"),
+    ],
+)
+def test_settings_out_of_range_are_refused(changes: dict, fault: str) -> None:
+    with pytest.raises(InputError, match=fault):
+        ScenesSettings(**changes)
+
+
+def test_the_command_makes_a_set_and_prints_its_folder(tmp_path: Path) -> None:
+    counts = ["--clips", "3", "--val-clips", "1", "--test-clips", "1", "--unseen-clips", "1"]
+    arguments = ["scenes", "--out", str(tmp_path / "set"), *counts, "--parts", "drawn", "--workers", "1"]
+    result = CliRunner().invoke(data, arguments)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.strip() == str(tmp_path.resolve() / "set")
+    assert len(read_samples(tmp_path / "set" / "train.jsonl")) == 9
+
+
+# Truth
+
+
+def truth(question: str, facts: dict) -> str:
+    """The answer from the facts alone, worked out apart from the templates."""
+    places = {place: name for place, name in facts["places"].items() if name}
+    where = {name: place for place, name in places.items()}
+    sounds = {sound["instrument"]: sound for sound in facts["sounds"]}
+    playing = [name for name in where if name in sounds]
+    words = question.rstrip("?").replace(",", "").split()
+    named = [word for word in words if word in NAMES]
+    asked = named or [places[word] for word in words if word in places]
+    number = ["zero", "one", "two", "three"]
+    order = sorted(sounds, key=lambda name: sounds[name]["entrance"])
+
+    def yes(fact: bool) -> str:
+        return "yes" if fact else "no"
+
+    def spoken(name: str) -> str:
+        return name if named else where[name]
+
+    if "hear" in words:
+        return yes(named[0] in sounds) if named else number[len(sounds)]
+    if words[-2:] == ["in", "picture"] or question.endswith("in the picture?"):
+        return yes(named[0] in where) if named else number[len(where)]
+    if "outside" in words:
+        return yes(len(playing) < len(sounds))
+    if words[:2] == ["How", "many"]:
+        return number[len(playing) if words[-1] == "playing" else len(where) - len(playing)]
+    if "louder" in words:
+        louder = next(name for name in asked if sounds[name]["level"] == "loud")
+        return spoken(louder) if words[0] == "Which" else yes(louder == asked[0])
+    if "before" in words:
+        return yes(sounds[asked[0]]["entrance"] < sounds[asked[1]]["entrance"])
+    if "loudest" in words:
+        return where[next(name for name in sounds if sounds[name]["level"] == "loud")]
+    if question.startswith("Which starts first"):
+        first, second = (sounds[name]["entrance"] for name in asked)
+        return "simultaneously" if first == second else where[asked[first > second]]
+    if words[-1] in ("first", "last"):
+        return where[order[0 if words[-1] == "first" else -1]]
+    if words[-1] == "silent":
+        return next(name for name in where if name not in sounds)
+    if words[-1] == "playing":
+        if words[0] == "Is":
+            return yes(asked[0] in sounds)
+        return playing[0] if words[0] == "Which" else ""
+    if question == "Where is the playing instrument?":
+        return where[playing[0]]
+    return where[named[0]] if words[0] == "Where" else asked[0]
+
+
+def test_every_answer_is_true_of_its_scene(built: Path) -> None:
+    samples = questions_of(built)
+    wrong = [s for s in samples if truth(s.question, s.meta["facts"]) != s.answer]
+    assert not wrong, wrong[:3]
+    swapped = [truth_or_none(s.question, t.meta["facts"]) for s, t in zip(samples, samples[3:], strict=False)]
+    assert sum(found == s.answer for found, s in zip(swapped, samples, strict=False)) < len(samples) / 2
+
+
+def truth_or_none(question: str, facts: dict) -> str | None:
+    try:
+        return truth(question, facts)
+    except (KeyError, IndexError, StopIteration):
+        return None
+
+
+def test_captions_say_what_is_where_and_when() -> None:
+    assert picture_caption(DUET) == "left: violin, middle: nothing, right: drum"
+    assert sound_caption(DUET) == "loud violin and soft drum, then soft flute"
+    assert both_caption(DUET) == (
+        "left: violin playing loud; middle: nothing; right: drum playing soft; outside: flute playing soft"
+    )
+    assert sound_caption(Scene("s", "drawn-filled", False, (None, "drum", None), ())) == "silence"
+
+
+# Sounds
+
+
+def level(samples: np.ndarray) -> float:
+    """Decibels of the root mean square."""
+    return float(10 * np.log10(np.mean(samples**2)))
+
+
+def only(*sounds: Sound) -> Scene:
+    return Scene("solo", "drawn-filled", False, (None, None, None), sounds)
+
+
+def test_a_loud_sound_exceeds_a_soft_one(stock: Stock) -> None:
+    levels = {
+        name: level(mix(only(Sound("violin", "left", 0, name)), stock.bank, stream(5))[:, 0])
+        for name in ("loud", "soft")
+    }
+    assert levels["loud"] - levels["soft"] == pytest.approx(LOUD_DB, abs=0.5)
+
+
+def test_a_sound_stands_where_its_instrument_does_and_mono_keeps_its_level(stock: Stock) -> None:
+    stereo = {
+        place: mix(only(Sound("violin", place, 0, "even")), stock.bank, stream(5))
+        for place in ("left", "middle", "right")
+    }
+    sides = {place: level(sound[:, 0]) - level(sound[:, 1]) for place, sound in stereo.items()}
+    assert sides["left"] > 6
+    assert abs(sides["middle"]) < 0.5
+    assert sides["right"] < -6
+    mono = [level(sound.mean(axis=1)) for sound in stereo.values()]
+    assert max(mono) - min(mono) < 0.5
+
+
+def test_sounds_come_in_one_after_another(stock: Stock) -> None:
+    later = only(Sound("drum", None, 1, "even"), Sound("violin", None, 0, "even"))
+    together = only(Sound("drum", None, 0, "even"), Sound("violin", None, 0, "even"))
+    start = round(ENTRANCE_GAP[2] * 16000)
+    change = mix(later, stock.bank, stream(5)) - mix(together, stock.bank, stream(5))
+    assert np.abs(change[start + 3200 :]).max() > 0.01
+    alone = mix(only(Sound("violin", None, 0, "even")), stock.bank, stream(5))
+    assert mix(later, stock.bank, stream(5)).shape == alone.shape == (LENGTH, 2)
+
+
+def test_a_later_entrance_is_silent_until_its_time(stock: Stock) -> None:
+    late = only(Sound("violin", "left", 1, "even"), Sound("flute", "right", 0, "soft"))
+    sound = mix(late, stock.bank, stream(5))
+    start = round(ENTRANCE_GAP[2] * 16000)
+    left_surplus = level(sound[start + 4000 :, 0]) - level(sound[4000:start, 0])
+    assert left_surplus > 6
+
+
+def test_the_loudest_mix_does_not_clip(stock: Stock) -> None:
+    crowd = only(*(Sound(name, "left", 0, "loud") for name in NAMES))
+    assert np.abs(mix(crowd, stock.bank, stream(5))).max() <= 1.0
+
+
+def test_a_clip_without_sounds_is_quiet_but_not_void(stock: Stock) -> None:
+    assert -70 < level(mix(only(), stock.bank, stream(5))) < -55
+
+
+def test_the_mp4_carries_the_sound_of_the_wav(stock: Stock, tmp_path: Path) -> None:
+    render(DUET, stock, 0, tmp_path)
+    wav, track = load_audio(tmp_path / "duet.wav"), load_audio(tmp_path / "duet.mp4")[: 4 * 16000]
+    assert np.corrcoef(wav, track)[0, 1] > 0.95
+    assert np.corrcoef(wav[800:], track[:-800])[0, 1] < 0.9
+
+
+def test_unseen_takes_are_never_training_takes() -> None:
+    for instrument in INSTRUMENTS:
+        assert len(PHRASES[instrument.manner]) > 1
+        training, unseen = takes(instrument, False), takes(instrument, True)
+        assert not {take.phrase for take in training} & {take.phrase for take in unseen}
+
+
+def test_a_phrase_reads_as_held_and_joined_notes() -> None:
+    assert notes("0 - . 4+7 - 2") == [(0, 2, 0), (3, 2, 4), (3, 2, 7), (5, 1, 2)]
+
+
+# Pictures
+
+
+def test_instruments_stand_in_their_thirds(stock: Stock) -> None:
+    frame = paint(DUET, stock.sprites, stream(3), 1)[0]
+    empty = paint(only(), stock.sprites, stream(3), 1)[0]
+    changed = (np.asarray(frame) != np.asarray(empty)).any(axis=(0, 2))
+    third = 224 // 3
+    assert changed[third // 2]
+    assert not changed[third + 20 : 2 * third - 20].any()
+    assert changed[-third // 2]
+
+
+def test_the_video_moves_a_little(stock: Stock) -> None:
+    frames = [np.asarray(frame).astype(int) for frame in paint(DUET, stock.sprites, stream(3), 8)]
+    moved = np.abs(frames[0] - frames[4]).mean()
+    assert 0.1 < moved < 30
+
+
+# Real parts
+
+
+@pytest.fixture(scope="module")
+def real() -> Stock:
+    """From the registries, or from the cache."""
+    return take_stock("real")
+
+
+def test_real_drawings_differ_by_instrument_and_by_style(real: Stock) -> None:
+    assert len(real.sprites) == (len(TRAINING_STYLES) + 1) * len(NAMES)
+    for pixels in real.sprites.values():
+        assert pixels.shape == (96, 96, 4)
+        assert (pixels[..., 3] > 128).mean() > 0.05
+    assert len({pixels.tobytes() for pixels in real.sprites.values()}) == len(real.sprites)
+
+
+def test_real_instruments_sound_throughout_and_differ(real: Stock) -> None:
+    spectra = []
+    for name in NAMES:
+        for unseen in (False, True):
+            for take in real.bank[name, unseen]:
+                seconds = take.reshape(4, -1)
+                assert np.sqrt((seconds**2).mean(axis=1)).min() > 0.3, (name, unseen)
+        spectra.append(np.abs(np.fft.rfft(real.bank[name, False][0])).reshape(-1)[:32000].reshape(64, -1).mean(1))
+    likeness = np.corrcoef(np.log(spectra))
+    assert (likeness - np.eye(len(NAMES))).max() < 0.999
+
+
+def test_a_real_set_renders_and_names_every_licence(tmp_path: Path) -> None:
+    built = build_scenes(tmp_path / "set", ScenesSettings(2, 1, 1, 1), workers=1)
+    notice = (built / "NOTICE.txt").read_text()
+    for part in [*TRAINING_STYLES.values(), UNSEEN_STYLE[1], "pretty_midi"]:
+        assert f"{PARTS[part].name} {PARTS[part].version}" in notice
+        assert PARTS[part].licence in notice
+    image = np.asarray(load_image(next((built / "media").glob("train*.png"))))
+    assert len(np.unique(image.reshape(-1, 3), axis=0)) > 100
+
+
+def test_rendering_in_workers_equals_rendering_here(real: Stock, tmp_path: Path) -> None:
+    scene = Scene("one", "noto", False, DUET.places, DUET.sounds)
+    for name, workers in (("here", 1), ("workers", 2)):
+        (tmp_path / name).mkdir()
+        render_all([scene], real, 0, tmp_path / name, workers)
+    for suffix in ("png", "wav", "mp4"):
+        here = (tmp_path / "here" / f"one.{suffix}").read_bytes()
+        assert here == (tmp_path / "workers" / f"one.{suffix}").read_bytes()
+
+
+def test_drawn_and_real_parts_are_different_things(real: Stock) -> None:
+    assert not set(real.sprites) & set(draw_sprites("drawn"))
+    drawn = play_takes("drawn")
+    assert {key: len(value) for key, value in drawn.items()} == {k: len(v) for k, v in real.bank.items()}
+    assert Counter(NAMES) == Counter(name for name, unseen in drawn if not unseen)
