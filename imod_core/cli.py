@@ -13,7 +13,7 @@ from imod_core.errors import ImodError
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "quickstart": ("imod_core.quickstart:quickstart", "Run the whole road on the embedded data."),
-    "base": ("imod_core.avt.cli:base", "Build a composed audio-visual-text base model."),
+    "base": ("imod_core.base_cli:base", "Build a composed audio-visual-text base model."),
     "data": ("imod_core.data_cli:data", "Render the embedded scenes, convert other datasets."),
     "train": ("imod_train.cli:train", "Train a LoRA or IMoD adapter from a recipe."),
     "export": ("imod_export.cli:export", "Merge an adapter into its base, with a parity report."),

@@ -37,9 +37,7 @@ def load_image(source: Source) -> Image.Image:
             upright = ImageOps.exif_transpose(image)
             return _over_white(upright)
     except UnidentifiedImageError:
-        raise InputError(
-            f"{name} is not a picture that can be read: expected PNG, JPEG, WebP or the like."
-        ) from None
+        raise InputError(f"{name} is not a picture that can be read: expected PNG, JPEG, WebP or the like.") from None
     except Image.DecompressionBombError as error:
         raise InputError(f"{name} is too large: {error}") from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:
@@ -109,9 +107,7 @@ def _open(source: Source) -> tuple[str, Any]:
 
 def _check_pixels(name: str, width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
-        raise InputError(
-            f"{name} has {width} x {height} pixels: at most {MAX_PIXELS:,} are read, scale it down."
-        )
+        raise InputError(f"{name} has {width} x {height} pixels: at most {MAX_PIXELS:,} are read, scale it down.")
 
 
 def _check_seconds(name: str, seconds: float) -> None:
@@ -171,9 +167,7 @@ def _read_sound_track(name: str, file: Any) -> tuple[NDArray[np.float32], int]:
         _check_seconds(name, _seconds(container, stream))
         rate = stream.codec_context.sample_rate
         samples = _decode_sound(name, container, stream, rate)
-        _check_whole(
-            name, samples.shape[0], int(float(stream.duration or 0) * float(stream.time_base or 0) * rate)
-        )
+        _check_whole(name, samples.shape[0], int(float(stream.duration or 0) * float(stream.time_base or 0) * rate))
     return samples, rate
 
 

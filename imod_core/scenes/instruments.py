@@ -89,7 +89,7 @@ PHRASES: dict[str, tuple[str, ...]] = {
 }
 """By manner. The last of each row is heard in unseen clips only."""
 
-KEYS = (-2, 0, 3)
+KEYS = (-4, -2, 0, 1, 3, 5)
 """Semitones by which training phrases are transposed."""
 UNSEEN_KEYS = (-1, 2)
 

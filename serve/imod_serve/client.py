@@ -1,6 +1,7 @@
 """Ask a server: files or bytes in, an answer out. Any server will do that speaks OpenAI's chat protocol."""
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ TIMEOUT = 120.0
 RETRIES = 2
 """Times that a request is sent again after a dropped connection or a busy server, with growing pauses."""
 MAX_TOKENS = 64
+LOOPBACK = re.compile(r"https?://(localhost|127\.[\d.]+|\[::1\])(:|/|$)")
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class Client:
             api_key=api_key or os.environ.get("IMOD_API_KEY") or "none",
             timeout=timeout,
             max_retries=RETRIES,
+            # A proxy set in the environment cannot reach this machine's own loopback.
+            http_client=openai.DefaultHttpxClient(trust_env=False) if LOOPBACK.match(url) else None,
         )
 
     @property

@@ -33,19 +33,19 @@ def test_a_start_that_takes_too_long_is_given_up_and_cleaned_away(base, monkeypa
     assert gone(started)
 
 
-def test_another_host_needs_a_key(base, monkeypatch):
+def test_another_host_needs_a_key(base, monkeypatch, tmp_path):
     monkeypatch.delenv("VLLM_API_KEY", raising=False)
     with pytest.raises(InputError, match="IMOD_API_KEY"):
-        Server(base, host="0.0.0.0")
-    assert Server(base, host="0.0.0.0", api_key="k").url.startswith("http://127.0.0.1:")
+        Server(base, host="0.0.0.0", log=tmp_path / "log")
+    assert Server(base, host="0.0.0.0", api_key="k", log=tmp_path / "log").url.startswith("http://127.0.0.1:")
 
 
-def test_a_port_in_use_is_named(base):
+def test_a_port_in_use_is_named(base, tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         with pytest.raises(InputError, match=f"port {taken.getsockname()[1]}"):
-            Server(base, port=taken.getsockname()[1]).start()
+            Server(base, port=taken.getsockname()[1], log=tmp_path / "log").start()
 
 
 def test_a_launcher_that_is_killed_takes_its_server_along():

@@ -154,3 +154,10 @@ def test_imod_ask_prints_the_served_answer(server, client, media, monkeypatch):
 def test_a_timeout_is_one_sentence(server):
     with pytest.raises(ImodError, match="did not answer within"):
         Client(server.url, "tiny", API_KEY, timeout=0.001).ask(QUESTION)
+
+
+def test_a_proxy_in_the_environment_does_not_stand_before_loopback(server, monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    assert Client(server.url, api_key=API_KEY).ask(QUESTION, max_tokens=1).completion_tokens == 1

@@ -1,0 +1,80 @@
+"""The measures between two models' logits, and the gates on them.
+
+Letters: `K` compared positions, `V` vocabulary; `z (K, V)` the reference's logits, `y` the other's.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from imod_export.tolerances import Tolerance
+
+
+@dataclass(frozen=True)
+class Distance:
+    """How far `y` is from `z`."""
+
+    max_abs: float
+    """Largest difference of a logit."""
+    relative: float
+    """RMS difference over the RMS spread of `z` around each position's mean."""
+    kl: float
+    """KL(softmax z ‖ softmax y) in nats, the largest over positions."""
+    argmax_agreement: float
+    """Share of positions with the same best token, near-ties of `z` left out; 1 where all are near-ties."""
+    near_ties: int
+    """Positions left out."""
+    positions: int
+
+    def within(self, tolerance: Tolerance) -> bool:
+        """Whether the two are the same model, numerically."""
+        return self.relative <= tolerance.relative and self.kl <= tolerance.kl and self.argmax_agreement == 1.0
+
+
+def distance(z: torch.Tensor, y: torch.Tensor, tolerance: Tolerance) -> Distance:
+    """The distance of `y` from `z`, both `(K, V)`; not finite values make it infinite."""
+    if z.shape != y.shape or not bool(z.isfinite().all() & y.isfinite().all()):
+        return Distance(float("inf"), float("inf"), float("inf"), 0.0, 0, len(z))
+    z, y = z.double(), y.double()
+    difference, spread = z - y, z - z.mean(dim=-1, keepdim=True)
+    log_z, log_y = z.log_softmax(-1), y.log_softmax(-1)
+    kl = (log_z.exp() * (log_z - log_y)).sum(-1).clamp(min=0)
+    decided = margins(z) > tolerance.near_tie
+    same = (z.argmax(-1) == y.argmax(-1))[decided]
+    return Distance(
+        max_abs=difference.abs().max().item(),
+        relative=(difference.pow(2).mean() / spread.pow(2).mean().clamp(min=1e-30)).sqrt().item(),
+        kl=kl.max().item(),
+        argmax_agreement=same.double().mean().item() if len(same) else 1.0,
+        near_ties=int((~decided).sum()),
+        positions=len(z),
+    )
+
+
+def margins(z: torch.Tensor) -> torch.Tensor:
+    """`(K,)`: by how much the best logit of each position leads."""
+    best = z.topk(2, dim=-1).values
+    return best[:, 0] - best[:, 1]
+
+
+def common_prefix(first: list[int], second: list[int]) -> int:
+    """Tokens that two sequences share from the start."""
+    shared = 0
+    for a, b in zip(first, second, strict=False):
+        if a != b:
+            break
+        shared += 1
+    return shared
+
+
+def same_greedy(reference: list[int], found: list[int], z: torch.Tensor, tolerance: Tolerance) -> bool:
+    """Whether two greedy answers are equal, or part where the reference was near a tie.
+
+    `z (K, V)` are the reference's logits with its own answer teacher-forced, so that the row before the last
+    `len(reference)` ones chose the answer's first token.
+    """
+    shared = common_prefix(reference, found)
+    if shared == len(reference) == len(found):
+        return True
+    row = len(z) - len(reference) - 1 + shared
+    return shared < len(reference) and bool(margins(z)[row] <= tolerance.near_tie)

@@ -1,0 +1,67 @@
+"""Everything of a model folder that is not weights: processor, template, tokenizer, generation config, code."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from imod_core.artifacts import MANIFEST, write_json
+from imod_core.errors import InputError
+from imod_export.tensors import INDEX, read_json
+
+WEIGHT_SUFFIXES = (".safetensors", ".gguf", ".onnx", ".onnx_data", ".h5", ".msgpack", ".tflite")
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib")
+OF_THE_BASE = ("onnx", "parity", "original", "checkpoints")
+"""Folders that hold other forms of the base's weights, or speak of them: untrue of the merge."""
+DTYPE_KEYS = ("dtype", "torch_dtype")
+
+
+def copy_companions(base: Path, folder: Path) -> list[str]:
+    """Copy the base's other files into `folder`; returns those left out that a reader may miss (pickles).
+
+    Raises:
+        InputError: a link that leads nowhere, or a file that cannot be read.
+    """
+    left_out = []
+    for path in _files(base):
+        relative = path.relative_to(base)
+        if path.suffix in PICKLE_SUFFIXES:
+            left_out.append(str(relative))
+        elif path.suffix not in WEIGHT_SUFFIXES and relative.as_posix() not in (INDEX, MANIFEST):
+            _copy(path, folder / relative)
+    return left_out
+
+
+def set_dtype(folder: Path, dtype: str) -> None:
+    """Make config.json, and every part of it that names a dtype, say `dtype` (torch's name)."""
+    config = read_json(folder / "config.json")
+    key = next((key for key in DTYPE_KEYS if key in config), DTYPE_KEYS[0])
+    write_json(folder / "config.json", {**_with_dtype(config, dtype), key: dtype})
+
+
+def _files(base: Path) -> Iterator[Path]:
+    """All visible files; folders that are links are not followed, so that a circle of links ends."""
+    for root, folders, names in os.walk(base):
+        is_top = Path(root) == base
+        folders[:] = sorted(d for d in folders if not d.startswith(".") and not (is_top and d in OF_THE_BASE))
+        yield from (Path(root) / name for name in sorted(names) if not name.startswith("."))
+
+
+def _copy(source: Path, target: Path) -> None:
+    if not source.is_file():
+        raise InputError(f"{source} is a link that leads nowhere or no file: mend or remove it.")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+    except OSError as error:
+        raise InputError(f"{source} could not be copied ({error.strerror}).") from None
+
+
+def _with_dtype(values: dict[str, Any], dtype: str) -> dict[str, Any]:
+    def changed(key: str, value: Any) -> Any:
+        if isinstance(value, dict):
+            return _with_dtype(value, dtype)
+        return dtype if key in DTYPE_KEYS and isinstance(value, str) else value
+
+    return {key: changed(key, value) for key, value in values.items()}

@@ -1,0 +1,180 @@
+"""A model under comparison: loaded with its processor, asked probes, one at a time in memory."""
+
+import gc
+import json
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+from transformers.utils import logging
+
+import imod_core.avt  # noqa: F401  (registers AVT with the Auto classes)
+from imod_core.avt.prompts import conversation
+from imod_core.console import console
+from imod_core.errors import InputError, MissingFileError
+from imod_core.media import SAMPLE_RATE
+from imod_export.probes import MEDIA, Probe
+
+NEW_TOKENS = 12
+"""Greedy tokens a probe."""
+POSITIONS = 32
+"""Logits are compared at this many last positions: the end of the question, and the answer teacher-forced."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A probe as the model's forward takes it."""
+
+    inputs: dict[str, torch.Tensor]
+    """`input_ids (1, L)` among them."""
+
+    @property
+    def ids(self) -> list[int]:
+        return self.inputs["input_ids"][0].tolist()
+
+
+class Subject:
+    """A model with its processor.
+
+    Args:
+        model: any transformers or PEFT model that generates.
+        processor: of the folder it came from.
+    """
+
+    def __init__(self, model: Any, processor: Any):
+        self.model, self.processor = model.eval(), processor
+
+    def prompt(self, probe: Probe) -> Prompt:
+        """Template, tokens and media tensors of a probe."""
+        text = self.processor.apply_chat_template(
+            conversation(probe.messages), add_generation_prompt=True, tokenize=False
+        )
+        names = {"image": "images", "audio": "audio", "video": "videos"}
+        media = {names[kind]: items for kind, items in probe.media.items() if items}
+        batch = self.processor(text=[text], return_tensors="pt", **media)
+        device, dtype = self.model.device, self.model.dtype
+        tensors = {k: v.to(device) for k, v in batch.items() if isinstance(v, torch.Tensor)}
+        return Prompt({k: v.to(dtype) if v.is_floating_point() else v for k, v in tensors.items()})
+
+    @torch.inference_mode()
+    def greedy(self, prompt: Prompt) -> list[int]:
+        """At most `NEW_TOKENS` tokens, placeholders excepted: a model that emits one is asked for a medium it lacks."""
+        output = self.model.generate(
+            **prompt.inputs,
+            max_new_tokens=NEW_TOKENS,
+            do_sample=False,
+            suppress_tokens=placeholder_ids(self.model.config),
+        )
+        return output[0, len(prompt.ids) :].tolist()
+
+    def text(self, ids: list[int]) -> str:
+        """Token ids as text."""
+        return getattr(self.processor, "tokenizer", self.processor).decode(ids, skip_special_tokens=True)
+
+    @torch.inference_mode()
+    def logits(self, prompt: Prompt, continuation: list[int]) -> torch.Tensor:
+        """Float32 logits `(positions, vocabulary)` at the end of the prompt followed by `continuation`."""
+        inputs = dict(prompt.inputs)
+        for key, value in (("input_ids", continuation), ("attention_mask", [1] * len(continuation))):
+            tail = torch.tensor([value], dtype=inputs[key].dtype, device=inputs[key].device)
+            inputs[key] = torch.cat([inputs[key], tail], dim=1)
+        for key in ("token_type_ids", "mm_token_type_ids"):
+            if key in inputs:
+                inputs[key] = torch.nn.functional.pad(inputs[key], (0, len(continuation)))
+        output = self.model(**inputs, use_cache=False, logits_to_keep=POSITIONS)
+        return output.logits[0, -POSITIONS:].float().cpu()
+
+
+def modalities(folder: Path) -> set[str]:
+    """Media that the model takes, as its configuration's placeholders and its processor's parts tell."""
+    config = json.loads((folder / "config.json").read_text())
+    core = config.get("thinker_config", config)
+    return {m for m in MEDIA if {f"{m}_token_id", f"{m}_token_index"} & core.keys()}
+
+
+def placeholder_ids(config: Any) -> list[int] | None:
+    """Token ids that stand for media or frame them."""
+    names = [f"{m}_token_{end}" for m in MEDIA for end in ("id", "index")]
+    ids = [getattr(config, name, None) for name in names] + list(getattr(config, "boundary_token_ids", None) or [])
+    return sorted({i for i in ids if isinstance(i, int)}) or None
+
+
+def sampling(processor: Any) -> tuple[int, int]:
+    """Frames of a video and samples a second, as the processor was made for."""
+    videos, sounds = getattr(processor, "video_processor", None), getattr(processor, "feature_extractor", None)
+    return getattr(videos, "num_frames", None) or 8, getattr(sounds, "sampling_rate", None) or SAMPLE_RATE
+
+
+def load_processor(folder: Path) -> Any:
+    """The processor of a model folder.
+
+    Raises:
+        MissingFileError: the folder has none that loads.
+    """
+    try:
+        return AutoProcessor.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise MissingFileError(
+            f"{folder} has no processor that loads ({_first_line(error)}): complete it first."
+        ) from None
+
+
+def load_model(folder: Path, stored: str, arithmetic: str) -> Any:
+    """The model of a folder with its weights as `stored` holds them, computing in `arithmetic` (torch's names).
+
+    Raises:
+        InputError: transformers does not load it.
+    """
+    config = json.loads((folder / "config.json").read_text())
+    kind = AutoModelForImageTextToText if _is_multimodal(config) else AutoModelForCausalLM
+    if not console.is_terminal:
+        logging.disable_progress_bar()
+    try:
+        model: Any = kind.from_pretrained(folder, dtype=getattr(torch, stored))
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise InputError(f"{folder} does not load in transformers ({_first_line(error)}).") from None
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if arithmetic != stored:  # a cast to the dtype it was loaded in would round its float32 buffers
+        model = model.to(getattr(torch, arithmetic))
+    return model.to(device).eval()
+
+
+def attach_adapter(model: Any, adapter: Path) -> Any:
+    """`model` with the adapter attached by PEFT itself.
+
+    Raises:
+        InputError: PEFT refuses it or finds weights of it missing.
+    """
+    from peft import PeftModel
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            attached = PeftModel.from_pretrained(model, adapter)
+        except (ValueError, RuntimeError, KeyError, TypeError) as error:
+            raise InputError(f"PEFT cannot attach {adapter} to its base ({_first_line(error)}).") from None
+    if any("missing adapter keys" in str(w.message) for w in caught):
+        raise InputError(
+            f"PEFT finds none or not all of {adapter} by the names of this transformers version: "
+            "compare under the version it was trained with, or merge with --no-parity."
+        )
+    return attached.eval()
+
+
+def release_memory() -> None:
+    """Give back the memory of models that nothing holds any more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _is_multimodal(config: dict) -> bool:
+    return config.get("model_type") in (*MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, "avt")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__

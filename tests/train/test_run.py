@@ -1,0 +1,203 @@
+"""Training runs: a plain adapter comes out, interruption loses little, bad input leaves nothing behind."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from helpers import Outcome, call, imod, read_json
+from peft import PeftModel, set_peft_model_state_dict
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText
+
+import imod_core.avt  # noqa: F401
+from imod_core.samples import read_samples
+from imod_train.dataset import Collator, SampleDataset
+from imod_train.model import add_adapter, load_base
+from imod_train.recipe import read_recipe
+from imod_train.stage import last_whole_checkpoint
+from imod_core.avt.states import TowerStates
+
+
+def adapter_of(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "adapter/adapter_model.safetensors")
+
+
+def train(recipe: Path, run: Path, *changes: str) -> Outcome:
+    words = [word for change in changes for word in ("--set", change)]
+    return call("train", recipe, "--out", run, *words)
+
+
+def test_the_run_folder_holds_a_plain_lora_adapter(trained: Path) -> None:
+    config = read_json(trained / "adapter/adapter_config.json")
+    assert config["peft_type"] == "LORA"
+    assert config["modules_to_save"] == ["vision_projector", "audio_projector"]
+    tensors = adapter_of(trained)
+    assert len([k for k in tensors if "lora_A" in k]) == 21
+    assert not [k for k in tensors if "partition" in k or "mask" in k]
+    assert not [k for k in tensors if "lora" in k and "language_model" not in k]
+    manifest = read_json(trained / "manifest.json")
+    assert (manifest["kind"], manifest["method"], manifest["imod"]["modules"]) == ("run", "imod", 21)
+
+
+def test_stock_peft_loads_the_adapter_with_identical_logits(trained: Path, recipe: Path, tiny_base: Path) -> None:
+    """Against the training-side model with the stage's weights put back in, on a batch with media."""
+    settings = read_recipe(recipe)
+    model, processor = load_base(settings)
+    states = TowerStates(tiny_base, processor, Path(settings.state_cache))
+    data = SampleDataset(read_samples(settings.stages[1].data[0])[:4], processor, states)
+    batch = Collator(processor.tokenizer.pad_token_id)([data[i] for i in range(4)])
+    batch.pop("labels")
+    ours = add_adapter(model, settings.lora, settings.seed).eval()
+    with torch.no_grad():
+        untrained = ours(**batch).logits
+    set_peft_model_state_dict(ours, load_file(trained / "checkpoints/tune.safetensors"))
+    base = AutoModelForImageTextToText.from_pretrained(tiny_base, attn_implementation="eager")
+    stock = PeftModel.from_pretrained(base, trained / "adapter").eval()
+    with torch.no_grad():
+        expected, found = ours(**batch).logits, stock(**batch).logits
+    assert torch.equal(found, expected)
+    assert not torch.allclose(untrained, expected, atol=1e-3)
+
+
+def test_without_constraints_imod_is_lora_bit_for_bit(recipe: Path, trained: Path, tmp_path: Path) -> None:
+    assert train(recipe, tmp_path / "lora", "method=lora").code == 0
+    assert train(recipe, tmp_path / "zero", "imod.lambda1=0", "imod.lambda2=0").code == 0
+    lora, zero, full = adapter_of(tmp_path / "lora"), adapter_of(tmp_path / "zero"), adapter_of(trained)
+    assert all(torch.equal(lora[name], zero[name]) for name in lora)
+    assert any(not torch.equal(lora[name], full[name]) for name in lora)
+
+
+def test_a_killed_run_resumes_to_the_same_adapter(recipe: Path, trained: Path, tmp_path: Path) -> None:
+    run = tmp_path / "killed"
+    command = [sys.executable, "-m", "imod_core.cli", "train", str(recipe), "--out", str(run)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    checkpoint = run / "checkpoints/tune/checkpoint-2/trainer_state.json"
+    wait_for(checkpoint, process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (run / "manifest.json").exists()
+    refused = train(recipe, run)
+    assert refused.code == 2
+    assert "unfinished run" in refused.message
+    resumed = imod("train", recipe, "--out", run, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "Stage tune: 2 of 6 steps done" in resumed.stderr or "Stage tune: 4 of 6 steps done" in resumed.stderr
+    undisturbed, after = adapter_of(trained), adapter_of(run)
+    assert all(torch.equal(undisturbed[name], after[name]) for name in undisturbed)
+    steps = [line["step"] for line in metrics(run) if line["stage"] == "tune" and "loss" in line]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_ctrl_c_ends_without_a_traceback_and_can_be_resumed(recipe: Path, tmp_path: Path) -> None:
+    run = tmp_path / "interrupted"
+    command = [sys.executable, "-m", "imod_core.cli", "train", str(recipe), "--out", str(run)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    wait_for(run / "checkpoints/tune/checkpoint-2/trainer_state.json", process)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert "--resume" in errors
+    assert call("train", recipe, "--out", run, "--resume").code == 0
+
+
+def test_a_half_written_checkpoint_is_not_used(recipe: Path, trained: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "stage"
+    shutil.copytree(trained / "checkpoints/tune", folder)
+    whole = last_whole_checkpoint(folder)
+    assert whole is not None
+    broken = folder / "checkpoint-99"
+    shutil.copytree(whole, broken)
+    (broken / "trainer_state.json").write_text("{")
+    assert last_whole_checkpoint(folder) == whole
+    assert not broken.exists()
+
+
+def test_a_finished_run_is_left_as_it_is(recipe: Path, trained: Path) -> None:
+    before = (trained / "manifest.json").stat().st_mtime_ns
+    assert train(recipe, trained).code == 0
+    assert (trained / "manifest.json").stat().st_mtime_ns == before
+    other = train(recipe, trained, "lora.rank=8")
+    assert other.code == 2
+    assert "another recipe" in other.message
+
+
+def test_accumulated_micro_batches_train_like_one_batch(recipe: Path, tmp_path: Path) -> None:
+    quiet = ("lora.dropout=0", "stages.tune.state_noise=0", "stages.tune.steps=2")
+    assert train(recipe, tmp_path / "whole", *quiet).code == 0
+    halves = train(recipe, tmp_path / "halves", *quiet, "stages.align.micro_batch_size=2", "stages.tune.micro_batch_size=2")
+    assert halves.code == 0, halves.message
+    whole, parts = metrics(tmp_path / "whole"), metrics(tmp_path / "halves")
+    for one, two in zip(whole, parts, strict=True):
+        if "loss" in one:
+            assert one["loss"] == pytest.approx(two["loss"], rel=1e-3)
+
+
+def test_metrics_carry_the_signals_of_the_method(trained: Path) -> None:
+    lines = [line for line in metrics(trained) if line["stage"] == "tune" and "loss" in line]
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    assert all("imod/injected_over_task" in line for line in lines[2:])  # until then B is zero
+    assert list((trained / "tensorboard").rglob("events.out.*"))
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (lambda d, r: r.update(base=str(d / "nowhere")), "is not a model folder"),
+        (lambda d, r: (d / "empty.jsonl").write_text("") or set_data(r, d / "empty.jsonl"), "holds no samples"),
+        (lambda d, r: set_data(r, d / "absent.jsonl"), "does not exist"),
+        (lambda d, r: corrupt(d, r, "images", b"not a picture"), "bad.png"),
+        (lambda d, r: corrupt(d, r, "audios", b""), "bad.wav"),
+        (lambda d, r: corrupt(d, r, "videos", b"\0" * 100), "bad.mp4"),
+        (lambda d, r: r["lora"].update(targets=["no_such_layer"]), "lora.targets"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_leaves_no_run(
+    recipe: Path, scenes: Path, tmp_path: Path, break_it, message: str
+) -> None:
+    values = yaml.safe_load(recipe.read_text())
+    break_it(tmp_path, values)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(values))
+    done = train(path, tmp_path / "run")
+    assert done.code == 2
+    assert message in done.message
+    assert "\n" not in done.message
+    assert not (tmp_path / "run").exists()
+
+
+def set_data(values: dict, path: Path) -> None:
+    values["stages"][1]["data"] = [str(path)]
+
+
+def corrupt(folder: Path, values: dict, kind: str, content: bytes) -> None:
+    """A sample file whose one medium is broken."""
+    suffix = {"images": "png", "audios": "wav", "videos": "mp4"}[kind]
+    (folder / f"bad.{suffix}").write_bytes(content)
+    tag = f"<{kind[:-1]}>"
+    sample = {
+        "id": "bad",
+        "messages": [{"role": "user", "content": f"{tag}What?"}, {"role": "assistant", "content": "x"}],
+        kind: [f"bad.{suffix}"],
+    }
+    (folder / "bad.jsonl").write_text(json.dumps(sample))
+    set_data(values, folder / "bad.jsonl")
+
+
+def metrics(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def wait_for(path: Path, process: subprocess.Popen, seconds: float = 120.0) -> None:
+    until = time.monotonic() + seconds
+    while not path.exists():
+        assert process.poll() is None, f"ended with {process.returncode} before {path.name} was there"
+        assert time.monotonic() < until
+        time.sleep(0.02)
