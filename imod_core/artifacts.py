@@ -75,7 +75,7 @@ def model_identity(folder: Path) -> str:
     weights = sorted(folder.glob("*.safetensors"))
     if not (folder / "config.json").is_file() or not weights:
         raise MissingFileError(
-            f"{folder} is not a model folder: expected config.json and *.safetensors in it; build one with imod base build."
+            f"{folder} is not a model folder: expected config.json and *.safetensors in it; imod base build makes one."
         )
     digest = hashlib.sha256()
     for path in (folder / "config.json", *weights):

@@ -4,13 +4,12 @@ from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.progress import ProgressColumn, Task
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 T = TypeVar("T")
 
-console = Console(stderr=True, highlight=False)
+console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 
 class RateColumn(ProgressColumn):
@@ -35,12 +34,20 @@ def progress() -> Progress:
 
 
 def track(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
-    """Iterate over `items` with a progress bar; without a terminal, announce the start and the end."""
+    """Iterate over `items` with a progress bar; without a terminal, a line at the start and at each tenth."""
     if total is None and isinstance(items, Sized):
         total = len(items)
     if not console.is_terminal:
-        console.print(f"{label}: {total if total is not None else '?'} to do")
+        yield from _announce(items, label, total)
+        return
     with progress() as bar:
         yield from bar.track(items, total=total, description=label)
-    if not console.is_terminal:
-        console.print(f"{label}: done")
+
+
+def _announce(items: Iterable[T], label: str, total: int | None) -> Iterator[T]:
+    console.print(f"{label}: {total if total is not None else '?'} to do")
+    tenth = max(1, (total or 0) // 10)
+    for done, item in enumerate(items, start=1):
+        yield item
+        if total and done % tenth == 0:
+            console.print(f"{label}: {done} of {total}")

@@ -32,8 +32,7 @@ class MissingExtraError(ImodError, ImportError):
 
     def __init__(self, package: str, extra: str):
         super().__init__(
-            f"The package '{package}' is needed here and is not installed: "
-            f"run pip install 'imod-lora[{extra}]'."
+            f"The package '{package}' is needed here and is not installed: run pip install 'imod-lora[{extra}]'."
         )
 
 

@@ -115,7 +115,7 @@ class Road:
     def _step(self, name: str, result: Path, *command: Any, call: Any = None) -> None:
         """Run a command, or call a function, unless its result is there; remember how long it took."""
         if result.exists():
-            console.print(f"[dim]{name}: done before ({result})[/dim]")
+            console.print(f"{name}: done before ({result})", style="dim")
             return
         started = time.monotonic()
         if call is None:
@@ -196,7 +196,7 @@ def _command(*words: Any) -> list[str]:
 
 
 def _show(command: list[str]) -> None:
-    console.print(f"\n[bold]$ imod {shlex.join(command[3:])}[/bold]", soft_wrap=True)
+    console.print(f"\n$ imod {shlex.join(command[3:])}", style="bold")
 
 
 def _wait_until_ready(server: subprocess.Popen) -> str:

@@ -1,4 +1,4 @@
-"""Conditions of evaluation: the media as they are, or some of them blanked or swapped, to see what an answer rests on."""
+"""Conditions of evaluation: media as they are, blanked or swapped, to see what an answer rests on."""
 
 import numpy as np
 import torch

@@ -31,7 +31,7 @@ class Predictor:
         self.processor: AvtProcessor = AutoProcessor.from_pretrained(folder)
         self.states = TowerStates(Path(folder), self.processor, cache)
         model: PreTrainedModel = AutoModelForImageTextToText.from_pretrained(folder, dtype=getattr(torch, dtype))
-        self.model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        self.model = model.to(device="cuda" if torch.cuda.is_available() else "cpu").eval()
 
     def predict(self, samples: list[Sample], condition: str = "as_is") -> list[Prediction]:
         """The greedy answer to the last question of every sample, in the samples' order."""

@@ -54,7 +54,7 @@ def export(path: Path, out: Path, base: Path | None = None, settings: ExportSett
     adapter = read_adapter(source.adapter)
     plan = make_plan(read_checkpoint(source.base), adapter, settings.dtype)
     _check_room(plan, out)
-    console.print(_summary(adapter, source, plan))
+    console.print(_summary(adapter, source, plan), soft_wrap=True)
     with new_folder(out) as folder:
         _write_model(plan, source, folder, settings)
         report = _compare(plan, source, folder, settings) if settings.parity else None
@@ -62,7 +62,8 @@ def export(path: Path, out: Path, base: Path | None = None, settings: ExportSett
         write_manifest(folder, "export", **_facts(source, adapter, plan), parity=verdict)
         if report is not None and not report.passed:
             raise CheckFailed(_reject(folder, out, report.faults))
-    console.print(f"Merged model written to {out}" + ("" if report else "; it was not compared (--no-parity)."))
+    note = "" if report else "; it was not compared (--no-parity)"
+    console.print(f"Merged model written to {out}{note}", soft_wrap=True)
     return out
 
 

@@ -112,8 +112,8 @@ def _refuse_quantised(config: dict[str, Any], folder: Path) -> None:
 
 def _refuse_tied(config: dict[str, Any], checkpoint: Checkpoint, adapter: Adapter) -> None:
     """PEFT adapts one of the two uses of a tied tensor; merged into the tensor it would change both."""
-    touched = [canonical(pair.module) for pair in adapter.pairs]
-    touched += [canonical(name).rpartition(".")[0] for name in adapter.saved]
+    names = [f"{pair.module}.weight" for pair in adapter.pairs] + list(adapter.saved)
+    touched = [canonical(name).rpartition(".")[0] for name in names]
     hit = next((name for name in touched if name in EMBEDDINGS), None)
     if hit and ties_embeddings(config, checkpoint):
         raise InputError(

@@ -63,7 +63,9 @@ def _run(run: Path, base: Path | None) -> Source:
 
 def _bare(adapter: Path, base: Path | None) -> Source:
     folder = _base_folder(base or read_json(adapter / CONFIG).get("base_model_name_or_path"), adapter)
-    console.print(f"{adapter} does not record its base's digest: that {folder} is the right one cannot be checked.")
+    console.print(
+        f"{adapter} does not record its base's digest: that {folder} is the right one is not checked.", soft_wrap=True
+    )
     return Source(adapter, folder, model_identity(folder), False, None)
 
 

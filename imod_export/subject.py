@@ -50,9 +50,9 @@ class Subject:
 
     def prompt(self, probe: Probe) -> Prompt:
         """Template, tokens and media tensors of a probe."""
-        text = self.processor.apply_chat_template(
-            conversation(probe.messages), add_generation_prompt=True, tokenize=False
-        )
+        plain = [{"role": m.role, "content": m.content} for m in probe.messages]
+        turns = conversation(probe.messages) if hasattr(self.processor, "tokenizer") else plain
+        text = self.processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
         names = {"image": "images", "audio": "audio", "video": "videos"}
         media = {names[kind]: items for kind, items in probe.media.items() if items}
         batch = self.processor(text=[text], return_tensors="pt", **media)
@@ -136,7 +136,9 @@ def load_model(folder: Path, stored: str, arithmetic: str) -> Any:
     try:
         model: Any = kind.from_pretrained(folder, dtype=getattr(torch, stored))
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise InputError(f"{folder} does not load in transformers ({_first_line(error)}).") from None
+        raise InputError(
+            f"{folder} does not load in transformers ({_first_line(error)}): to merge all the same, give --no-parity."
+        ) from None
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if arithmetic != stored:  # a cast to the dtype it was loaded in would round its float32 buffers
         model = model.to(getattr(torch, arithmetic))

@@ -27,7 +27,7 @@ def load_base(recipe: Recipe) -> tuple[PreTrainedModel, AvtProcessor]:
     """
     if not (Path(recipe.base) / "config.json").is_file():
         raise MissingFileError(
-            f"The base '{recipe.base}' is no model folder (no config.json): build one with imod base build --out {recipe.base}."
+            f"The base '{recipe.base}' is no model folder (no config.json): build one with imod base build."
         )
     attention = "sdpa" if torch.cuda.is_available() else ATTENTION_ON_CPU
     model = AutoModelForImageTextToText.from_pretrained(
@@ -45,7 +45,7 @@ def add_adapter(model: PreTrainedModel, lora: LoraSettings, seed: int) -> PeftMo
     torch.manual_seed(seed)
     config = LoraConfig(
         r=lora.rank,
-        lora_alpha=lora.alpha,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  (PEFT takes fractions too)
         lora_dropout=lora.dropout,
         target_modules=rf".*\.language_model\..*\.(?:{names})",
         modules_to_save=list(PROJECTORS),
@@ -74,7 +74,8 @@ def set_trainable(model: PeftModel, train: tuple[str, ...]) -> None:
 
 def parameter_groups(model: PeftModel, learning_rate: float, projector_learning_rate: float) -> list[dict]:
     """Optimizer groups without weight decay, on A least of all: it would shrink the blocks that IMoD shapes."""
-    adapter, projectors = [], []
+    adapter: list[torch.nn.Parameter] = []
+    projectors: list[torch.nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             (projectors if ".modules_to_save." in name else adapter).append(parameter)

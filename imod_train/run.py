@@ -15,12 +15,14 @@ from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from imod_core.artifacts import MANIFEST, model_identity, new_folder, read_manifest, write_manifest, write_text
+from imod_core.avt.configuration_avt import AvtConfig
 from imod_core.avt.processing_avt import AvtProcessor
 from imod_core.avt.states import TowerStates
 from imod_core.console import console
 from imod_core.errors import InputError
 from imod_core.samples import read_samples
 from imod_train.attachment import attach
+from imod_train.calibrate import calibrate
 from imod_train.dataset import SampleDataset
 from imod_train.model import add_adapter, load_base
 from imod_train.recipe import Recipe, Stage, read_recipe
@@ -46,6 +48,7 @@ def train(recipe: Recipe, run: Path, resume: bool = False) -> Path:
     states.prepare(sample for stage in samples.values() for sample in stage)
     datasets = {name: SampleDataset(stage, processor, states) for name, stage in samples.items()}
     peft_model = add_adapter(model, recipe.lora, recipe.seed)
+    calibrate(peft_model, samples[recipe.stages[0].name], states)
     run.mkdir(parents=True, exist_ok=True)
     write_text(run / "recipe.yaml", recipe.to_yaml())
     started = time.monotonic()
@@ -93,12 +96,12 @@ def _save(model: PeftModel, recipe: Recipe, run: Path, base_sha256: str, seconds
     adapter = run / "adapter"
     if not adapter.exists():
         with new_folder(adapter) as folder:
-            model.save_pretrained(folder, save_embedding_layers=False)
+            model.save_pretrained(str(folder), save_embedding_layers=False)
     write_manifest(
         run,
         "run",
         method=recipe.method,
-        base={"path": recipe.base, "sha256": base_sha256, "model_type": model.get_base_model().config.model_type},
+        base={"path": recipe.base, "sha256": base_sha256, "model_type": AvtConfig.model_type},
         imod=_imod_state(model, recipe),
         seconds=round(seconds, 1),
         torch=torch.__version__,

@@ -33,12 +33,12 @@ class StageTrainer(Trainer):
         """AdamW over the trainable parameters of the unwrapped model."""
         if self.optimizer is None:
             stage = self.stage
+            assert isinstance(self.model, PeftModel)
             groups = parameter_groups(
                 self.model, stage.learning_rate, stage.projector_learning_rate or stage.learning_rate
             )
             self.optimizer = torch.optim.AdamW(groups, betas=(0.9, stage.adam_beta2))
         return self.optimizer
-
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """A step on states with the stage's noise."""
@@ -72,16 +72,13 @@ class Metrics(TrainerCallback):
         if not console.is_terminal and "loss" in values:
             console.print(f"{self.stage} {state.global_step}/{state.max_steps}: loss {values['loss']}")
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Stop the bar."""
-        self.bar.stop()
-
 
 def run_stage(model: PeftModel, recipe: Recipe, stage: Stage, data: Dataset, pad_token_id: int, run: Path) -> None:
     """Train `model` in place through one stage, going on from its last whole checkpoint if there is one."""
     set_trainable(model, stage.train)
     folder = run / "checkpoints" / stage.name
-    callbacks: list[TrainerCallback] = [Metrics(run / "metrics.jsonl", stage.name)]
+    metrics = Metrics(run / "metrics.jsonl", stage.name)
+    callbacks: list[TrainerCallback] = [metrics]
     if recipe.method == "imod" and "adapter" in stage.train:
         callbacks.insert(0, ImodCallback(recipe.imod))
     trainer = StageTrainer(
@@ -98,7 +95,7 @@ def run_stage(model: PeftModel, recipe: Recipe, stage: Stage, data: Dataset, pad
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
-        callbacks[-1].on_train_end(None, None, None)
+        metrics.bar.stop()
 
 
 def last_whole_checkpoint(folder: Path) -> Path | None:

@@ -1,4 +1,4 @@
-"""What the slow tests share: one tiny base, one small set of scenes, one trained run, each made once by the real commands."""
+"""What the slow tests share, each made once by the real commands: a tiny base, a few scenes, a trained run."""
 
 import os
 import sys
@@ -9,7 +9,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parent))  # so that any test can import `helpers`
 
-from helpers import imod  # noqa: E402
+from helpers import imod
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -8,6 +8,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -58,7 +59,7 @@ class Part:
 
     model: PreTrainedModel
     """An LLM with its head, a vision tower or an audio tower."""
-    processor: object
+    processor: Any
     """Its tokenizer, image processor or feature extractor."""
 
 
@@ -86,7 +87,7 @@ def compose(llm: Part, vision: Part, audio: Part, geometry: Geometry, out: Path,
     _fill(model, llm.model, vision.model, audio.model)
     processor = _processor(vision, audio, geometry, tokenizer)
     with new_folder(out) as folder:
-        model.to(dtype).save_pretrained(folder)
+        model.to(dtype=dtype).save_pretrained(folder)
         processor.save_pretrained(folder)
         _generation_config(tokenizer).save_pretrained(folder)
         write_code(folder)
@@ -104,7 +105,7 @@ def add_tokens(tokenizer: PreTrainedTokenizerBase, llm: PreTrainedModel) -> PreT
     ids = tokenizer.convert_tokens_to_ids
     with torch.no_grad():
         for table in {llm.get_input_embeddings().weight, llm.get_output_embeddings().weight}:
-            table[min(ids(list(PLACEHOLDERS + BOUNDARIES))) :] = 0
+            table[ids(PLACEHOLDERS[0]) :] = 0
             table[ids(list(BOUNDARIES))] = table[newline].clone()
     return tokenizer
 

@@ -43,7 +43,8 @@ def encode(processor: AvtProcessor, sample: Sample, audio_tokens: list[int], wit
     if not with_answers and messages[-1].role == "assistant":
         messages = messages[:-1]
     expansions = _Expansions(processor, audio_tokens)
-    ids, labels = [], []
+    ids: list[int] = []
+    labels: list[int] = []
     for text, supervised in _pieces(processor, messages, with_answers):
         piece = processor.tokenizer.encode(expansions.expand(text), add_special_tokens=False)
         ids += piece

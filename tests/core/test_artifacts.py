@@ -16,9 +16,13 @@ def test_a_folder_appears_only_when_it_is_whole(tmp_path: Path) -> None:
 
 
 def test_a_failure_leaves_nothing_behind(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), new_folder(tmp_path / "out") as folder:
-        (folder / "a.txt").write_text("a")
-        raise RuntimeError
+    def fail_half_way() -> None:
+        with new_folder(tmp_path / "out") as folder:
+            (folder / "a.txt").write_text("a")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_half_way()
     assert list(tmp_path.iterdir()) == []
 
 

@@ -106,9 +106,8 @@ def test_cached_states_give_the_logits_of_the_media_themselves(model, processor,
 
 
 def test_labels_cover_the_answer_and_its_end_marker_alone(processor) -> None:
-    messages = (
-        Message("user", "Where?"), Message("assistant", "left"), Message("user", "And now?"), Message("assistant", "right"),
-    )  # fmt: skip
+    turns = ("user", "Where?"), ("assistant", "left"), ("user", "And now?"), ("assistant", "right")
+    messages = tuple(Message(role, text) for role, text in turns)
     encoded = encode(processor, Sample("a", messages), [])
     learned = encoded.input_ids[encoded.labels != IGNORED_LABEL]
     assert processor.tokenizer.decode(learned) == "left<|im_end|>right<|im_end|>"
@@ -178,4 +177,10 @@ def test_placeholders_start_at_zero_and_markers_as_a_newline(model, processor) -
 def test_the_configuration_names_its_code(tiny_base: Path) -> None:
     config = json.loads((tiny_base / "config.json").read_text())
     assert config["architectures"] == ["AvtForConditionalGeneration"]
-    assert set(config["auto_map"]) == {"AutoConfig", "AutoModel", "AutoModelForImageTextToText", "AutoProcessor", "AutoVideoProcessor"}
+    assert set(config["auto_map"]) == {
+        "AutoConfig",
+        "AutoModel",
+        "AutoModelForImageTextToText",
+        "AutoProcessor",
+        "AutoVideoProcessor",
+    }

@@ -19,7 +19,7 @@ from imod_core.errors import InputError
 from imod_core.media import has_sound, load_audio, load_image, load_video
 from imod_core.parts import PARTS
 from imod_core.samples import Sample, read_samples
-from imod_core.scenes.captions import both_caption, picture_caption, sound_caption
+from imod_core.scenes.captions import picture_caption, sound_caption
 from imod_core.scenes.composition import Scene, Sound, stream
 from imod_core.scenes.dataset import build_scenes
 from imod_core.scenes.instruments import INSTRUMENTS, NAMES, PHRASES, notes, takes
@@ -62,7 +62,7 @@ def test_a_set_holds_the_splits_it_was_asked_for(built: Path) -> None:
     assert manifest["clips"] == {"test": 9, "test_unseen_style": 9, "val": 3, "train": 24}
     for split, clips in manifest["clips"].items():
         assert len(read_samples(built / f"{split}.jsonl")) == clips * SMALL.questions
-    assert len(read_samples(built / "captions.jsonl")) == 3 * SMALL.clips
+    assert len(read_samples(built / "captions.jsonl")) == 2 * SMALL.clips
     assert {path.name for path in built.parent.iterdir()} == {"set"}
 
 
@@ -252,9 +252,6 @@ def truth_or_none(question: str, facts: dict) -> str | None:
 def test_captions_say_what_is_where_and_when() -> None:
     assert picture_caption(DUET) == "left: violin, middle: nothing, right: drum"
     assert sound_caption(DUET) == "loud violin and soft drum, then soft flute"
-    assert both_caption(DUET) == (
-        "left: violin playing loud; middle: nothing; right: drum playing soft; outside: flute playing soft"
-    )
     assert sound_caption(Scene("s", "drawn-filled", False, (None, "drum", None), ())) == "silence"
 
 

@@ -32,9 +32,14 @@ def peft_merged(forge, base, adapter, dtype=torch.float32):
 
 
 def worst(found, expected):
-    return max(
-        ((found[n].double() - expected[n].double()).abs().max() / expected[n].double().abs().max()).item() for n in found
-    )
+    """Largest difference of any tensor over its largest value."""
+    assert found.keys() == expected.keys()
+    return max(_relative(found[name].double(), expected[name].double()) for name in found)
+
+
+def _relative(found, expected):
+    assert found.isfinite().all()
+    return ((found - expected).abs().max() / expected.abs().max().clamp(min=1e-30)).item()
 
 
 def digest(info):

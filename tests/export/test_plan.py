@@ -55,8 +55,8 @@ def test_every_dialect_of_an_adapter_finds_its_tensor_in_every_dialect_of_a_base
     [
         ("model.visual.blocks.0.attn.qkv", "visual.blocks.0.attn.qkv"),
         ("thinker.audio_tower.layers.0.fc1", "audio_tower.layers.0.fc1"),
-        ("thinker.lm_head", "lm_head"),
-        ("language_model.lm_head", "lm_head"),
+        ("thinker.lm_head.weight", "lm_head.weight"),
+        ("language_model.lm_head.weight", "lm_head.weight"),
         ("model.multi_modal_projector.linear_1", "multi_modal_projector.linear_1"),
     ],
 )
@@ -108,7 +108,10 @@ def test_saved_modules_replace_the_bases_tensors(tmp_path):
 
 
 REFUSED = {
-    "unmatched": ({"base": ["model.layers.0.self_attn.k_proj.weight"]}, "nearest there are model.layers.0.self_attn.k_p"),
+    "unmatched": (
+        {"base": ["model.layers.0.self_attn.k_proj.weight"]},
+        "nearest there are model.layers.0.self_",
+    ),
     "doubly matched": (
         {"base": [f"model.{LAYER}.weight", f"model.language_model.{LAYER}.weight"]},
         "expected one",
@@ -143,6 +146,17 @@ REFUSED = {
         },
         "tied embeddings",
     ),
+    "tied embedding with lora": (
+        {
+            "base": ["thinker.model.embed_tokens.weight", f"model.{LAYER}.weight"],
+            "base_config": {"tie_word_embeddings": True},
+            "tensors": {
+                "base_model.model.model.embed_tokens.lora_embedding_A": torch.ones(2, 6),
+                "base_model.model.model.embed_tokens.lora_embedding_B": torch.ones(4, 2),
+            },
+        },
+        "embed_tokens, one of two tied embeddings",
+    ),
     "tied embedding saved": (
         {
             "base": ["model.embed_tokens.weight", f"model.{LAYER}.weight"],
@@ -159,7 +173,9 @@ def test_what_cannot_be_merged_is_refused_with_a_reason(tmp_path, case):
     given, message = REFUSED[case]
     base = write_base(tmp_path / "b", given.get("base", [f"model.{LAYER}.weight"]), given.get("base_config"))
     with pytest.raises(InputError, match=message):
-        make_plan(base, write_adapter(tmp_path / "a", given.get("tensors", pair(f"model.{LAYER}")), **given.get("config", {})))
+        make_plan(
+            base, write_adapter(tmp_path / "a", given.get("tensors", pair(f"model.{LAYER}")), **given.get("config", {}))
+        )
 
 
 def test_an_adapter_saved_as_a_pickle_is_refused(tmp_path):

@@ -17,12 +17,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 import imod_core.avt  # noqa: F401
+from imod_core.avt.states import TowerStates
 from imod_core.samples import read_samples
 from imod_train.dataset import Collator, SampleDataset
 from imod_train.model import add_adapter, load_base
 from imod_train.recipe import read_recipe
 from imod_train.stage import last_whole_checkpoint
-from imod_core.avt.states import TowerStates
 
 
 def adapter_of(run: Path) -> dict[str, torch.Tensor]:
@@ -132,7 +132,9 @@ def test_a_finished_run_is_left_as_it_is(recipe: Path, trained: Path) -> None:
 def test_accumulated_micro_batches_train_like_one_batch(recipe: Path, tmp_path: Path) -> None:
     quiet = ("lora.dropout=0", "stages.tune.state_noise=0", "stages.tune.steps=2")
     assert train(recipe, tmp_path / "whole", *quiet).code == 0
-    halves = train(recipe, tmp_path / "halves", *quiet, "stages.align.micro_batch_size=2", "stages.tune.micro_batch_size=2")
+    halves = train(
+        recipe, tmp_path / "halves", *quiet, "stages.align.micro_batch_size=2", "stages.tune.micro_batch_size=2"
+    )
     assert halves.code == 0, halves.message
     whole, parts = metrics(tmp_path / "whole"), metrics(tmp_path / "halves")
     for one, two in zip(whole, parts, strict=True):
