@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import imod_core.avt  # noqa: F401  (registers AVT with the Auto classes)
 from imod_core.avt.processing_avt import AvtProcessor
@@ -30,8 +31,8 @@ class Predictor:
     def __init__(self, folder: Path, cache: Path, dtype: str = "bfloat16"):
         self.processor: AvtProcessor = AutoProcessor.from_pretrained(folder)
         self.states = TowerStates(Path(folder), self.processor, cache)
-        model: PreTrainedModel = AutoModelForImageTextToText.from_pretrained(folder, dtype=getattr(torch, dtype))
-        self.model = model.to(device="cuda" if torch.cuda.is_available() else "cpu").eval()
+        model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=getattr(torch, dtype))
+        self.model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
     def predict(self, samples: list[Sample], condition: str = "as_is") -> list[Prediction]:
         """The greedy answer to the last question of every sample, in the samples' order."""

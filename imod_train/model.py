@@ -45,7 +45,7 @@ def add_adapter(model: PreTrainedModel, lora: LoraSettings, seed: int) -> PeftMo
     torch.manual_seed(seed)
     config = LoraConfig(
         r=lora.rank,
-        lora_alpha=lora.alpha,  # type: ignore[arg-type]  (PEFT takes fractions too)
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]
         lora_dropout=lora.dropout,
         target_modules=rf".*\.language_model\..*\.(?:{names})",
         modules_to_save=list(PROJECTORS),

@@ -83,11 +83,11 @@ def compose(llm: Part, vision: Part, audio: Part, geometry: Geometry, out: Path,
     tokenizer = add_tokens(llm.processor, llm.model)
     config = _config(llm, vision, audio, geometry, tokenizer, dtype)
     torch.manual_seed(seed)
-    model = AvtForConditionalGeneration(config)
+    model: Any = AvtForConditionalGeneration(config)
     _fill(model, llm.model, vision.model, audio.model)
     processor = _processor(vision, audio, geometry, tokenizer)
     with new_folder(out) as folder:
-        model.to(dtype=dtype).save_pretrained(folder)
+        model.to(dtype).save_pretrained(folder)
         processor.save_pretrained(folder)
         _generation_config(tokenizer).save_pretrained(folder)
         write_code(folder)
