@@ -38,7 +38,7 @@ def _standardise(norm: nn.LayerNorm, tokens: torch.Tensor) -> None:
     """Set the affine part of `norm` from tower states `(tokens, C)`."""
     normalised = nn.functional.layer_norm(tokens, norm.normalized_shape, eps=norm.eps)
     mean, deviation = normalised.mean(0), normalised.std(0)
-    deviation = deviation.clamp(min=LEAST_DEVIATION * deviation.median())
+    deviation = deviation.clamp(min=max(LEAST_DEVIATION * deviation.median().item(), 1e-3))
     norm.weight.copy_(1 / deviation)
     norm.bias.copy_(-mean / deviation)
 

@@ -55,7 +55,7 @@ class Collator:
 
 
 def add_noise(batch: dict[str, torch.Tensor], noise: float) -> None:
-    """Add Gaussian noise of `noise` standard deviations to the states of a batch, in place.
+    """Add Gaussian noise of `noise` standard deviations of each channel to the states of a batch, in place.
 
     Drawn in the training step, not while collating: loaders collate ahead, and a resumed run must draw the same.
     """
@@ -63,4 +63,5 @@ def add_noise(batch: dict[str, torch.Tensor], noise: float) -> None:
         name = f"{kind}_states"
         if noise and name in batch:
             states = batch[name]
-            batch[name] = states + noise * states.std() * torch.randn_like(states)
+            deviation = states.flatten(0, 1).std(0)
+            batch[name] = states + noise * deviation * torch.randn_like(states)

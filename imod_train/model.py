@@ -35,7 +35,7 @@ def load_base(recipe: Recipe) -> tuple[PreTrainedModel, AvtProcessor]:
     )
     if not isinstance(model.config, AvtConfig):
         raise InputError(f"The base '{recipe.base}' is a {model.config.model_type} model; imod train takes AVT bases.")
-    model.config.use_cache = False
+    model.config.text_config.use_cache = False
     return model, AutoProcessor.from_pretrained(recipe.base)
 
 

@@ -75,7 +75,7 @@ class Stage:
     max_grad_norm: float = 1.0
     adam_beta2: float = 0.98
     state_noise: float = 0.0
-    """Gaussian noise on the tower states, in units of their standard deviation: keeps projectors from
+    """Gaussian noise on the tower states, in units of each channel's standard deviation: keeps projectors from
     learning single pictures by heart where there are few."""
     save_steps: int = 50
     log_steps: int = 10

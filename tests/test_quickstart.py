@@ -1,0 +1,92 @@
+"""The README's commands at tiny size: the quickstart is all of them, and each says in the README what it does."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from helpers import imod, read_json
+
+from imod_core.cli import COMMANDS
+from imod_core.cli import imod as group
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+@pytest.fixture(scope="module")
+def walked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole tiny quickstart: training, merge, parity, evaluation, a real server."""
+    folder = tmp_path_factory.mktemp("road")
+    done = imod("quickstart", "--size", "tiny", cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Held-out questions, answered over HTTP" in done.stdout
+    return folder / "quickstart"
+
+
+@pytest.mark.server
+def test_the_quickstart_reports_what_it_measured(walked: Path) -> None:
+    report = read_json(walked / "report.json")
+    wanted = {"test", "test_unseen_style", "media_blanked", "media_swapped", "picture_only", "sound_only", "majority"}
+    assert set(report["accuracy"]) == wanted
+    assert all(0 <= value <= 1 for value in report["accuracy"].values())
+    assert report["parity"]["passed"] is True
+    assert report["served"]["answered"] == 4
+    assert {"base", "scenes", "train_imod", "export_imod", "eval_imod", "serve", "total"} <= set(report["seconds"])
+
+
+@pytest.mark.server
+def test_served_answers_equal_those_of_the_folder_in_process(walked: Path) -> None:
+    lines = (walked / "served/test.as_is.jsonl").read_text().splitlines()
+    served = {p["id"]: p["answer"] for p in map(json.loads, lines)}
+    assert len(served) == 4
+    done = imod(
+        "eval", "scenes/test.jsonl", "--model", "merged-imod", "--limit", 4, "--dtype", "float32", "--out", "again",
+        cwd=walked,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    local = {
+        p["id"]: p["answer"] for p in map(json.loads, (walked / "again/test.as_is.jsonl").read_text().splitlines())
+    }
+    assert served == local
+
+
+@pytest.mark.server
+def test_a_second_quickstart_redoes_nothing(walked: Path) -> None:
+    before = {
+        p: p.stat().st_mtime_ns for p in walked.rglob("*") if p.is_file() and p.name not in ("report.json", "size.json")
+    }
+    done = imod("quickstart", "--size", "tiny", cwd=walked.parent)
+    assert done.returncode == 0, done.stderr
+    assert "$ imod" not in done.stderr
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+
+
+@pytest.mark.server
+def test_a_quickstart_of_another_size_is_refused(walked: Path) -> None:
+    done = imod("quickstart", "--size", "smol", cwd=walked.parent)
+    assert done.returncode == 2
+    assert "another --size" in done.stderr
+
+
+def readme_commands() -> list[list[str]]:
+    """Every `imod …` line of the README's console blocks, without comments."""
+    blocks = re.findall(r"```console\n(.*?)```", README.read_text(), re.S)
+    lines = [line for block in blocks for line in block.splitlines() if line.startswith("imod ")]
+    return [shlex.split(line, comments=True)[1:] for line in lines]
+
+
+@pytest.mark.parametrize("words", readme_commands(), ids=" ".join)
+def test_every_command_in_the_readme_has_the_options_it_shows(words: list[str]) -> None:
+    known = CliRunner().invoke(group, [words[0], "--help"]).output
+    if words[0] in ("base", "data"):
+        known = CliRunner().invoke(group, [*words[:2], "--help"]).output
+    options = [word.split("=")[0] for word in words if word.startswith("--")]
+    assert words[0] in COMMANDS
+    assert all(option in known for option in options), known
+
+
+def test_the_readme_names_every_command() -> None:
+    text = README.read_text()
+    assert all(f"imod {name}" in text for name in COMMANDS)
