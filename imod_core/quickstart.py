@@ -66,7 +66,7 @@ class Road:
         self.out, self.size = out, size
         self.methods = ("imod", "lora") if compare_lora else ("imod",)
         self.seconds: dict[str, float] = _read(out / "seconds.json")
-        """Of each step in the run that did it."""
+        """Of each step, over all runs that worked on it."""
 
     def walk(self) -> None:
         """Take every step that is not done yet, then write the report and print its table."""
@@ -118,12 +118,11 @@ class Road:
             console.print(f"{name}: done before ({result})", style="dim")
             return
         started = time.monotonic()
-        if call is None:
-            _run(command)
-        else:
-            call()
-        self.seconds[name] = round(time.monotonic() - started, 1)
-        write_json(self.out / "seconds.json", self.seconds)
+        try:
+            _run(command) if call is None else call()
+        finally:
+            self.seconds[name] = round(self.seconds.get(name, 0) + time.monotonic() - started, 1)
+            write_json(self.out / "seconds.json", self.seconds)
 
     def _ask_server(self) -> None:
         """Serve the merged IMoD model and ask it held-out questions over HTTP."""

@@ -12,7 +12,8 @@ file's folder. The sound track of a video is an `<audio>` directly after its `<v
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,12 @@ from imod_core.errors import InputError, MissingFileError
 
 MEDIA_KEYS = {"<image>": "images", "<audio>": "audios", "<video>": "videos"}
 """Which list of a sample each tag draws from."""
+
+KINDS = {"<image>": "image", "<audio>": "audio", "<video>": "video"}
+"""Which kind of part of a conversation each tag stands for."""
+
+TAG = re.compile("(" + "|".join(MEDIA_KEYS) + ")")
+"""Any tag; splitting a content by it keeps the tags."""
 
 ROLES = ("system", "user", "assistant")
 
@@ -55,6 +62,15 @@ class Sample:
     def answer(self) -> str | None:
         """The closing assistant turn; None where the sample only asks."""
         return self.messages[-1].content if self.messages[-1].role == "assistant" else None
+
+
+def conversation(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Messages as chat templates want them: contents as lists of parts in the order of the text."""
+    return [{"role": m.role, "content": [_part(p) for p in TAG.split(m.content) if p]} for m in messages]
+
+
+def _part(piece: str) -> dict[str, str]:
+    return {"type": KINDS[piece]} if piece in KINDS else {"type": "text", "text": piece}
 
 
 def strip_tags(content: str) -> str:

@@ -5,8 +5,8 @@ from pathlib import Path
 import click
 
 from imod_core.errors import InputError, MissingFileError
+from imod_eval.prediction import CONDITIONS
 
-CONDITIONS = ("as_is", "blanked", "picture_only", "sound_only", "swapped")
 FILE = click.Path(path_type=Path)
 
 
@@ -44,6 +44,11 @@ def evaluate(
     questions = read_samples(samples)
     if limit and limit < len(questions):
         questions = [questions[i * len(questions) // limit] for i in range(limit)]
+    unanswered = next((s.id for s in questions if s.answer is None), None)
+    if unanswered is not None:
+        raise InputError(
+            f"The sample '{unanswered}' of {samples} has no true answer: the assistant's turn must come last."
+        )
     if model and not (model / "config.json").is_file():
         raise MissingFileError(f"{model} is no model folder (no config.json): give the folder that imod export wrote.")
     from imod_eval.evaluation import Evaluation

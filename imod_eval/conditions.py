@@ -7,9 +7,6 @@ from imod_core.avt.states import TowerStates
 from imod_core.errors import InputError
 from imod_core.samples import Sample
 
-CONDITIONS = ("as_is", "blanked", "picture_only", "sound_only", "swapped")
-"""`picture_only` is with silence in place of the sound, `sound_only` with grey in place of pictures and videos."""
-
 BLANKED_KINDS = {
     "as_is": (),
     "swapped": (),

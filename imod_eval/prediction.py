@@ -9,6 +9,8 @@ from imod_core.artifacts import write_text
 from imod_core.samples import Sample
 
 MAX_NEW_TOKENS = 12
+CONDITIONS = ("as_is", "blanked", "picture_only", "sound_only", "swapped")
+"""What is done to the media: nothing; all blanked; sound or picture blanked; those of another scene put in place."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,8 @@ class Prediction:
     @classmethod
     def of(cls, sample: Sample, answer: str) -> "Prediction":
         """The prediction `answer` on a sample."""
-        kind = " ".join(sample.meta.get("type", []))
+        kind = sample.meta.get("type", "")
+        kind = kind if isinstance(kind, str) else " ".join(map(str, kind))
         return cls(sample.id, kind, sample.question, sample.answer or "", answer.strip())
 
 

@@ -7,7 +7,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from imod_core.avt.processing_avt import AvtProcessor
-from imod_core.avt.prompts import IGNORED_LABEL, encode
+from imod_core.avt.prompts import IGNORED_LABEL, check_texts, encode
 from imod_core.avt.states import KINDS, TowerStates
 from imod_core.errors import InputError
 from imod_core.samples import Sample
@@ -22,6 +22,7 @@ class SampleDataset(Dataset):
             raise InputError(
                 f"The sample '{unanswered}' has no answer to learn: its last message must be the assistant's."
             )
+        check_texts(processor, samples)
         self.samples, self.processor, self.states = samples, processor, states
 
     def __len__(self) -> int:

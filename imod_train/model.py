@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
 import imod_core.avt  # noqa: F401  (registers AVT with the Auto classes)
 from imod_core.avt import AvtConfig, AvtProcessor
@@ -25,18 +26,26 @@ def load_base(recipe: Recipe) -> tuple[PreTrainedModel, AvtProcessor]:
         MissingFileError: the base is no model folder.
         InputError: its architecture cannot be trained here.
     """
-    if not (Path(recipe.base) / "config.json").is_file():
+    folder = Path(recipe.base)
+    if not (folder / "config.json").is_file():
         raise MissingFileError(
-            f"The base '{recipe.base}' is no model folder (no config.json): build one with imod base build."
+            f"The base '{folder}' is no model folder (no config.json): build one with imod base build."
         )
     attention = "sdpa" if torch.cuda.is_available() else ATTENTION_ON_CPU
-    model = AutoModelForImageTextToText.from_pretrained(
-        recipe.base, dtype=getattr(torch, recipe.precision), attn_implementation=attention
-    )
-    if not isinstance(model.config, AvtConfig):
-        raise InputError(f"The base '{recipe.base}' is a {model.config.model_type} model; imod train takes AVT bases.")
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        if not isinstance(config, AvtConfig):
+            raise InputError(f"The base '{folder}' is a {config.model_type} model; imod train takes AVT bases.")
+        model = AutoModelForImageTextToText.from_pretrained(
+            folder, dtype=getattr(torch, recipe.precision), attn_implementation=attention
+        )
+        processor = AutoProcessor.from_pretrained(folder)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"The base '{folder}' cannot be loaded: {str(error).splitlines()[0]}") from None
     model.config.text_config.use_cache = False
-    return model, AutoProcessor.from_pretrained(recipe.base)
+    return model, processor
 
 
 def add_adapter(model: PreTrainedModel, lora: LoraSettings, seed: int) -> PeftModel:

@@ -14,6 +14,7 @@ Every key is a field below, unknown keys are refused. Paths are relative to the 
 
 import dataclasses
 import difflib
+import math
 import re
 import types
 import typing
@@ -99,13 +100,15 @@ class Stage:
             _require(getattr(self, name) >= 1, f"{where}.{name}", getattr(self, name), "a whole number of at least 1")
         _require(self.steps is None or self.steps >= 1, f"{where}.steps", self.steps, "a whole number of at least 1")
         _require(self.epochs is None or self.epochs > 0, f"{where}.epochs", self.epochs, "a number above 0")
-        _require(self.learning_rate > 0, f"{where}.learning_rate", self.learning_rate, "a number above 0")
-        _require(0 <= self.warmup_ratio <= 1, f"{where}.warmup_ratio", self.warmup_ratio, "a number from 0 to 1")
+        for name in ("learning_rate", "projector_learning_rate", "max_grad_norm"):
+            value = getattr(self, name)
+            _require(value is None or 0 < value < math.inf, f"{where}.{name}", value, "a finite number above 0")
+        _require(0 < self.adam_beta2 < 1, f"{where}.adam_beta2", self.adam_beta2, "a number between 0 and 1")
+        _require(0 <= self.warmup_ratio < 1, f"{where}.warmup_ratio", self.warmup_ratio, "a number from 0 to below 1")
         _require(self.state_noise >= 0, f"{where}.state_noise", self.state_noise, "a number of at least 0")
         micro = self.micro_batch_size
-        _require(
-            micro is None or self.batch_size % micro == 0, f"{where}.micro_batch_size", micro, "a divisor of batch_size"
-        )
+        divides = micro is None or (micro >= 1 and self.batch_size % micro == 0)
+        _require(divides, f"{where}.micro_batch_size", micro, "a divisor of batch_size")
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,7 @@ class Recipe:
     def __post_init__(self) -> None:
         _require(self.method in METHODS, "method", self.method, " or ".join(METHODS))
         _require(self.precision in PRECISIONS, "precision", self.precision, " or ".join(PRECISIONS))
+        _require(self.seed >= 0, "seed", self.seed, "a whole number of at least 0")
         _require(len(self.stages) > 0, "stages", list(self.stages), "at least one stage")
         names = [stage.name for stage in self.stages]
         _require(len(set(names)) == len(names), "stages", names, "stages of different names")
@@ -148,10 +152,7 @@ def read_recipe(path: Path, changes: tuple[str, ...] = ()) -> Recipe:
     """
     if not Path(path).is_file():
         raise MissingFileError(f"{path} does not exist: expected a recipe in YAML.")
-    try:
-        values = yaml.safe_load(Path(path).read_text())
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}.") from None
+    values = _load(Path(path).read_bytes(), str(path))
     if not isinstance(values, dict):
         raise InputError(f"{path} holds {type(values).__name__}, expected keys and values of a recipe.")
     for change in changes:
@@ -162,6 +163,14 @@ def read_recipe(path: Path, changes: tuple[str, ...] = ()) -> Recipe:
 def parse_recipe(values: dict[str, Any]) -> Recipe:
     """A recipe from plain values; see `read_recipe` for errors."""
     return _build(Recipe, values, "")
+
+
+def _load(text: str | bytes, where: str) -> Any:
+    """YAML as plain values."""
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:
+        raise InputError(f"{where} is not YAML: {' '.join(str(error).split())}.") from None
 
 
 def _change(values: dict[str, Any], change: str) -> None:
@@ -180,7 +189,7 @@ def _change(values: dict[str, Any], change: str) -> None:
             raise InputError(f"--set {change}: the recipe has no {name!r} to change.")
     if isinstance(place, list):
         raise InputError(f"--set {change}: name the stage, for example stages.tune.{last}.")
-    place[last] = yaml.safe_load(text)
+    place[last] = _load(text, f"--set {change}")
 
 
 def _build(kind: Any, values: Any, where: str) -> Any:

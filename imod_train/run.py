@@ -7,14 +7,26 @@ RUN/checkpoints/       a stage's last checkpoint, and `<stage>.safetensors` once
 RUN/manifest.json      base identity, method, digests; written last
 """
 
+import json
+import os
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
-from imod_core.artifacts import MANIFEST, model_identity, new_folder, read_manifest, write_manifest, write_text
+from imod_core.artifacts import (
+    MANIFEST,
+    model_identity,
+    new_folder,
+    read_manifest,
+    sha256,
+    write_json,
+    write_manifest,
+    write_text,
+)
 from imod_core.avt.configuration_avt import AvtConfig
 from imod_core.avt.processing_avt import AvtProcessor
 from imod_core.avt.states import TowerStates
@@ -24,9 +36,11 @@ from imod_core.samples import read_samples
 from imod_train.attachment import attach
 from imod_train.calibrate import calibrate
 from imod_train.dataset import SampleDataset
-from imod_train.model import add_adapter, load_base
-from imod_train.recipe import Recipe, Stage, read_recipe
+from imod_train.model import add_adapter, load_base, set_trainable
+from imod_train.recipe import TRAINABLE, Recipe, Stage, read_recipe
 from imod_train.stage import run_stage
+
+INPUTS = "inputs.json"
 
 
 def train(recipe: Recipe, run: Path, resume: bool = False) -> Path:
@@ -41,20 +55,27 @@ def train(recipe: Recipe, run: Path, resume: bool = False) -> Path:
     if _is_finished(run, recipe, resume):
         console.print(f"{run} is finished already; nothing to do.")
         return run / "adapter"
+    _check_one_process()
     samples = {stage.name: [s for path in stage.data for s in read_samples(Path(path))] for stage in recipe.stages}
-    base_sha256 = model_identity(Path(recipe.base))
+    inputs = _inputs(recipe)
+    _check_inputs(run, inputs)
     model, processor = load_base(recipe)
     states = TowerStates(Path(recipe.base), processor, Path(recipe.state_cache or run.parent / "states"))
     states.prepare(sample for stage in samples.values() for sample in stage)
     datasets = {name: SampleDataset(stage, processor, states) for name, stage in samples.items()}
     peft_model = add_adapter(model, recipe.lora, recipe.seed)
     calibrate(peft_model, samples[recipe.stages[0].name], states)
+    imod = _imod_state(peft_model, recipe)
     run.mkdir(parents=True, exist_ok=True)
+    write_json(run / INPUTS, inputs)
     write_text(run / "recipe.yaml", recipe.to_yaml())
     started = time.monotonic()
     for stage in recipe.stages:
         _stage(peft_model, recipe, stage, datasets[stage.name], processor, run)
-    _save(peft_model, recipe, run, base_sha256, time.monotonic() - started)
+    _save(peft_model, run)
+    base = {"path": recipe.base, "sha256": inputs["base"], "model_type": AvtConfig.model_type}
+    seconds = round(time.monotonic() - started, 1)
+    write_manifest(run, "run", method=recipe.method, base=base, imod=imod, seconds=seconds, torch=torch.__version__)
     console.print(f"Adapter written to {run / 'adapter'}")
     return run / "adapter"
 
@@ -91,27 +112,39 @@ def _stage(
     partial.replace(result)
 
 
-def _save(model: PeftModel, recipe: Recipe, run: Path, base_sha256: str, seconds: float) -> None:
-    """The adapter folder, then the manifest."""
-    adapter = run / "adapter"
-    if not adapter.exists():
-        with new_folder(adapter) as folder:
+def _save(model: PeftModel, run: Path) -> None:
+    """The adapter folder, whole or not at all."""
+    if not (run / "adapter").exists():
+        with new_folder(run / "adapter") as folder:
             model.save_pretrained(str(folder), save_embedding_layers=False)
-    write_manifest(
-        run,
-        "run",
-        method=recipe.method,
-        base={"path": recipe.base, "sha256": base_sha256, "model_type": AvtConfig.model_type},
-        imod=_imod_state(model, recipe),
-        seconds=round(seconds, 1),
-        torch=torch.__version__,
-    )
+
+
+def _inputs(recipe: Recipe) -> dict[str, Any]:
+    """Digests of what the run is made from."""
+    data = sorted({path for stage in recipe.stages for path in stage.data})
+    return {"base": model_identity(Path(recipe.base)), "data": {path: sha256(Path(path)) for path in data}}
+
+
+def _check_inputs(run: Path, inputs: dict[str, Any]) -> None:
+    """Refuse to go on with a run whose base or data have changed under it."""
+    mark = run / INPUTS
+    if mark.is_file() and json.loads(mark.read_text()) != inputs:
+        raise InputError(f"{run} was started on another base or other data: restore them, or give another --out.")
+
+
+def _check_one_process() -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("imod train runs in one process so far: for several, attach IMoD in a script of your own.")
 
 
 def _imod_state(model: PeftModel, recipe: Recipe) -> dict | None:
-    """IMoD's settings and the digest of its masks, which follow from seed and module names alone."""
+    """IMoD's settings and the digest of its masks, which follow from seed and module names alone.
+
+    Asked before training: a setting that cannot be attached is refused before anything is written.
+    """
     if recipe.method != "imod":
         return None
+    set_trainable(model, TRAINABLE)
     handle = attach(model, recipe.imod)
     state = handle.state()
     handle.detach()

@@ -13,6 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 
+from imod_core.artifacts import write_text
 from imod_core.console import console, progress
 from imod_train.callback import ImodCallback
 from imod_train.dataset import Collator, add_noise
@@ -33,9 +34,12 @@ class StageTrainer(Trainer):
         """AdamW over the trainable parameters of the unwrapped model."""
         if self.optimizer is None:
             stage = self.stage
+            beside = stage.projector_learning_rate
             assert isinstance(self.model, PeftModel)
             groups = parameter_groups(
-                self.model, stage.learning_rate, stage.projector_learning_rate or stage.learning_rate
+                self.model,
+                stage.learning_rate,
+                stage.learning_rate if beside is None else beside,
             )
             self.optimizer = torch.optim.AdamW(groups, betas=(0.9, stage.adam_beta2))
         return self.optimizer
@@ -45,7 +49,7 @@ class StageTrainer(Trainer):
 
         The constraints dwarf the task while B is near zero: clipped together, they would hold everything else back.
         """
-        trainable = [(name, p) for name, p in self.model.named_parameters() if p.grad is not None]
+        trainable = [(name, p) for name, p in model.named_parameters() if p.grad is not None]
         constrained = [p for name, p in trainable if ".lora_A." in name]
         rest = [p for name, p in trainable if ".lora_A." not in name]
         if constrained:
@@ -78,7 +82,7 @@ class Metrics(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **kwargs: Any) -> None:
         """Append a line; without a terminal print it too."""
-        values = {key: round(v, 6) if isinstance(v, float) else v for key, v in (logs or {}).items()}
+        values = {key: float(f"{v:.6g}") if isinstance(v, float) else v for key, v in (logs or {}).items()}
         with self.path.open("a") as file:
             file.write(json.dumps({"stage": self.stage, "step": state.global_step, **values}) + "\n")
         if not console.is_terminal and "loss" in values:
@@ -126,9 +130,10 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
 
 
 def _arguments(recipe: Recipe, stage: Stage, folder: Path) -> TrainingArguments:
+    """Settings of the trainer, kept to one device: several would each get a slice of the batch's joined states."""
     micro = stage.micro_batch_size or stage.batch_size
     cuda = torch.cuda.is_available()
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=stage.batch_size // micro,
@@ -149,10 +154,12 @@ def _arguments(recipe: Recipe, stage: Stage, folder: Path) -> TrainingArguments:
         report_to=[],
         disable_tqdm=True,
         remove_unused_columns=False,
-        train_sampling_strategy="group_by_length",
         dataloader_pin_memory=cuda,
         logging_nan_inf_filter=False,
     )
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1
+    return arguments
 
 
 def _drop_lines_after(path: Path, stage: str, step: int) -> None:
@@ -160,4 +167,4 @@ def _drop_lines_after(path: Path, stage: str, step: int) -> None:
         return
     lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
     kept = [line for line in lines if line["stage"] != stage or line["step"] <= step]
-    path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    write_text(path, "".join(json.dumps(line) + "\n" for line in kept))

@@ -64,16 +64,6 @@ class AvtConfig(PreTrainedConfig):
         super().__init__(**kwargs)
 
     @property
-    def image_tokens(self) -> int:
-        """Placeholders of one picture."""
-        return self.vision_grid**2
-
-    @property
-    def video_tokens(self) -> int:
-        """Placeholders of one video."""
-        return self.video_frames * self.vision_grid**2
-
-    @property
     def audio_window_tokens(self) -> int:
         """Placeholders of one window of sound."""
         return self.audio_window_frames // self.audio_pool_frames

@@ -1,21 +1,20 @@
-"""From a sample to AVT's token ids without its media: the text pieces, which of them are answers, the expansions.
+"""From a sample to AVT's token ids without its media: the rendered text, its expansions, which tokens are answers.
 
 Used where tower states are cached: training and evaluation read a medium once and then only count its tokens. The
 ids equal those of `AvtProcessor` on the media themselves.
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 
 from imod_core.avt.processing_avt import AvtProcessor
-from imod_core.samples import Message, Sample
+from imod_core.errors import InputError
+from imod_core.samples import Message, Sample, conversation
 
-KINDS = {"<image>": "image", "<audio>": "audio", "<video>": "video"}
-"""Media kind of each tag of a sample."""
 IGNORED_LABEL = -100
-_TAG = re.compile("(" + "|".join(KINDS) + ")")
 
 
 @dataclass(frozen=True)
@@ -28,11 +27,6 @@ class Encoded:
     """(L,) int64: the id where it is part of an answer, -100 elsewhere."""
 
 
-def conversation(messages: tuple[Message, ...]) -> list[dict]:
-    """Messages as chat templates want them: contents as lists of parts in the order of the text."""
-    return [{"role": m.role, "content": [_part(p) for p in _TAG.split(m.content) if p]} for m in messages]
-
-
 def encode(processor: AvtProcessor, sample: Sample, audio_tokens: list[int], with_answers: bool = True) -> Encoded:
     """Ids and labels of a sample whose sounds have `audio_tokens` placeholders each.
 
@@ -43,13 +37,32 @@ def encode(processor: AvtProcessor, sample: Sample, audio_tokens: list[int], wit
     if not with_answers and messages[-1].role == "assistant":
         messages = messages[:-1]
     expansions = _Expansions(processor, audio_tokens)
-    ids: list[int] = []
-    labels: list[int] = []
-    for text, supervised in _pieces(processor, messages, with_answers):
-        piece = processor.tokenizer.encode(expansions.expand(text), add_special_tokens=False)
-        ids += piece
-        labels += piece if supervised else [IGNORED_LABEL] * len(piece)
-    return Encoded(torch.tensor(ids), torch.tensor(labels))
+    text, answers = "", []
+    for piece, supervised in _pieces(processor, messages, with_answers):
+        expanded = expansions.expand(piece)
+        if supervised:
+            answers.append((len(text), len(text) + len(expanded)))
+        text += expanded
+    tokens = processor.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ids = torch.tensor(tokens["input_ids"])
+    starts = torch.tensor([start for start, _ in tokens["offset_mapping"]])
+    learned = torch.zeros_like(ids, dtype=torch.bool)
+    for first, last in answers:
+        learned |= (starts >= first) & (starts < last)
+    return Encoded(ids, ids.where(learned, IGNORED_LABEL))
+
+
+def check_texts(processor: AvtProcessor, samples: Iterable[Sample]) -> None:
+    """Refuse text that spells a special token: it would be read as a placeholder, a marker or the end of a turn.
+
+    Raises:
+        InputError: naming sample and token.
+    """
+    spelled = re.compile("|".join(re.escape(token) for token in processor.tokenizer.all_special_tokens))
+    for sample in samples:
+        for message in sample.messages:
+            if found := spelled.search(message.content):
+                raise InputError(f"The sample '{sample.id}' has {found.group()} in its text, which is a special token.")
 
 
 def _pieces(processor: AvtProcessor, messages: tuple[Message, ...], with_answers: bool) -> list[tuple[str, bool]]:
@@ -89,7 +102,3 @@ class _Expansions:
         if match.group() == image:
             return self.image
         return self.video if match.group() == video else next(self.audios)
-
-
-def _part(piece: str) -> dict:
-    return {"type": KINDS[piece]} if piece in KINDS else {"type": "text", "text": piece}

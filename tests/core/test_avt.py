@@ -13,10 +13,11 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import imod_core.avt  # noqa: F401
 from imod_core.avt.compose import BOUNDARIES, CODE_FILES, PLACEHOLDERS
-from imod_core.avt.prompts import IGNORED_LABEL, conversation, encode
+from imod_core.avt.prompts import IGNORED_LABEL, check_texts, encode
 from imod_core.avt.states import TowerStates
+from imod_core.errors import InputError
 from imod_core.media import load_audio, load_image, load_video
-from imod_core.samples import Message, Sample, read_samples
+from imod_core.samples import Message, Sample, conversation, read_samples
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +115,12 @@ def test_labels_cover_the_answer_and_its_end_marker_alone(processor) -> None:
     prompt = encode(processor, Sample("a", messages), [], with_answers=False)
     assert processor.tokenizer.decode(prompt.input_ids).endswith("<|im_start|>assistant\n")
     assert (prompt.labels == IGNORED_LABEL).all()
+
+
+def test_text_that_spells_a_special_token_is_refused(processor) -> None:
+    bad = Sample("odd", (Message("user", "What does <|audio|> mean?"), Message("assistant", "x")))
+    with pytest.raises(InputError, match=r"'odd' has <\|audio\|> in its text"):
+        check_texts(processor, [bad])
 
 
 def test_a_long_sound_is_heard_in_windows_up_to_the_limit(processor) -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from imod_core import parts
+from imod_core.artifacts import sha256
 from imod_core.errors import InputError, MissingFileError
-from imod_core.parts import PARTS, Part, extract, fetch, read, sha256_of
+from imod_core.parts import PARTS, Part, extract, fetch, read
 
 SMALL = PARTS["iconify-fluent-emoji-flat"]
 
@@ -37,7 +38,7 @@ def test_a_registry_that_is_not_known_is_refused() -> None:
 def test_a_part_comes_from_npm_once_and_is_read(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = fetch(SMALL)
     assert archive.parent == cache
-    assert sha256_of(archive) == SMALL.sha256
+    assert sha256(archive) == SMALL.sha256
     monkeypatch.setattr(parts, "_download", lambda part, folder: pytest.fail("fetched twice"))
     icons = json.loads(read(SMALL, "package/icons.json"))
     assert "violin" in icons["icons"]
@@ -54,7 +55,7 @@ def test_a_part_comes_from_pypi(cache: Path) -> None:
 def test_npm_of_the_python_package_serves_where_there_is_no_other(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert parts._npm(SMALL, cache)[0] == sys.executable
-    assert sha256_of(fetch(SMALL)) == SMALL.sha256
+    assert sha256(fetch(SMALL)) == SMALL.sha256
 
 
 def test_another_archive_than_the_pinned_one_is_refused(cache: Path) -> None:
@@ -66,7 +67,7 @@ def test_another_archive_than_the_pinned_one_is_refused(cache: Path) -> None:
 def test_a_damaged_archive_in_the_cache_is_fetched_anew(cache: Path) -> None:
     cache.mkdir()
     (cache / SMALL.file_name).write_bytes(b"cut")
-    assert sha256_of(fetch(SMALL)) == SMALL.sha256
+    assert sha256(fetch(SMALL)) == SMALL.sha256
 
 
 @pytest.mark.parametrize("part", [

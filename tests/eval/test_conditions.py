@@ -12,8 +12,8 @@ from imod_core.avt.states import TowerStates
 from imod_core.errors import InputError
 from imod_core.media import load_audio, load_image
 from imod_core.samples import Message, Sample, read_samples
-from imod_eval.conditions import CONDITIONS, states_under, swap
-from imod_eval.prediction import Prediction, read_predictions, write_predictions
+from imod_eval.conditions import states_under, swap
+from imod_eval.prediction import CONDITIONS, Prediction, read_predictions, write_predictions
 from imod_eval.predictor import Predictor
 from imod_eval.score import accuracy, accuracy_by, is_right, majority
 
