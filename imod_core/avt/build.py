@@ -11,6 +11,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
+    ViTImageProcessor,
 )
 
 from imod_core.avt.compose import Geometry, Part, compose
@@ -57,7 +58,7 @@ def _load(name: str, loader: Callable[[str], Part]) -> Part:
         raise MissingFileError(f"{name} does not exist: give a model folder or a hub id.")
     try:
         return loader(name)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, RuntimeError) as error:
         raise InputError(f"{name} cannot be used here: {str(error).splitlines()[0]}") from None
 
 
@@ -66,13 +67,21 @@ def _llm(name: str) -> Part:
 
 
 def _vision(name: str) -> Part:
+    """An encoder of squares: pictures are resized to the side that it was trained on, not cropped."""
     config = AutoConfig.from_pretrained(name)
     config = getattr(config, "vision_config", config)
-    processor = AutoImageProcessor.from_pretrained(name)
-    if "height" not in processor.size:
-        side = processor.size.get("shortest_edge", 224)
-        processor.size, processor.do_center_crop = {"height": side, "width": side}, False
-    return Part(AutoModel.from_pretrained(name, config=config, dtype=torch.float32), processor)
+    model = AutoModel.from_pretrained(name, config=config, dtype=torch.float32)
+    made = AutoImageProcessor.from_pretrained(name)
+    side = getattr(config, "image_size", None) or _side(getattr(made, "crop_size", None) or made.size)
+    mean, deviation = (list(getattr(made, key, None) or [0.5] * 3) for key in ("image_mean", "image_std"))
+    processor = ViTImageProcessor(size={"height": side, "width": side}, image_mean=mean, image_std=deviation)
+    with torch.no_grad():
+        model.eval()(torch.zeros(1, 3, side, side))
+    return Part(model, processor)
+
+
+def _side(size: dict) -> int:
+    return size.get("height") or size["shortest_edge"]
 
 
 def _audio(name: str) -> Part:
@@ -81,7 +90,7 @@ def _audio(name: str) -> Part:
 
 
 def _geometry(audio: Part) -> Geometry:
-    """Windows as long as a fixed-length tower wants them, ten tokens each."""
+    """Windows as long as a fixed-length tower wants them, one token for every 0.4 seconds."""
     extractor = audio.processor
     frames = getattr(audio.model.config, "max_source_positions", None)
     if frames is None or not hasattr(extractor, "chunk_length"):

@@ -15,6 +15,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from imod_core.artifacts import new_folder, write_json
 from imod_core.avt import AvtConfig, AvtForConditionalGeneration, AvtProcessor, AvtVideoProcessor
+from imod_core.errors import InputError
 
 CODE_FILES = ("configuration_avt.py", "modeling_avt.py", "processing_avt.py", "video_processing_avt.py")
 AUTO_MAP = {
@@ -31,6 +32,7 @@ BOUNDARIES = (
     AvtProcessor.audio_start,
     AvtProcessor.audio_end,
 )
+TURNS = ("<|im_start|>", "<|im_end|>")
 VOCABULARY_MULTIPLE = 64
 
 CHAT_TEMPLATE = """\
@@ -79,13 +81,19 @@ class Geometry:
 
 
 def compose(llm: Part, vision: Part, audio: Part, geometry: Geometry, out: Path, dtype: torch.dtype, seed: int) -> None:
-    """Write the composed base to `out`; projectors are drawn from `seed`. Refuses an `out` that exists."""
+    """Write the composed base to `out`; projectors are drawn from `seed`. Refuses an `out` that exists.
+
+    Raises:
+        InputError: `out` exists, or the parts do not fit together.
+    """
+    template = chat_template(llm.processor)
     tokenizer = add_tokens(llm.processor, llm.model)
     config = _config(llm, vision, audio, geometry, tokenizer, dtype)
     torch.manual_seed(seed)
     model: Any = AvtForConditionalGeneration(config)
     _fill(model, llm.model, vision.model, audio.model)
-    processor = _processor(vision, audio, geometry, tokenizer)
+    _check_llm(model, llm.model)
+    processor = _processor(vision, audio, geometry, tokenizer, template)
     with new_folder(out) as folder:
         model.to(dtype).save_pretrained(folder)
         processor.save_pretrained(folder)
@@ -93,20 +101,32 @@ def compose(llm: Part, vision: Part, audio: Part, geometry: Geometry, out: Path,
         write_code(folder)
 
 
-def add_tokens(tokenizer: PreTrainedTokenizerBase, llm: PreTrainedModel) -> PreTrainedTokenizerBase:
-    """Add placeholders and markers to tokenizer and LLM.
+def chat_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """ChatML with media parts, behind the start token where the LLM is used to one."""
+    start = tokenizer("x").input_ids[0] == tokenizer.bos_token_id
+    return ("{{- bos_token -}}\n" if start else "") + CHAT_TEMPLATE
 
-    A placeholder's embedding is zero: it is never read, and as an output it never wins. A marker starts as the
-    newline's embedding, which the LLM knows as a separator.
+
+def add_tokens(tokenizer: PreTrainedTokenizerBase, llm: PreTrainedModel) -> PreTrainedTokenizerBase:
+    """Add placeholders, markers and, where the LLM has none, ChatML's turn tokens to tokenizer and LLM.
+
+    A placeholder's embedding is zero: it is never read. A marker and the start of a turn begin as the newline's
+    embedding, which the LLM knows as a separator, the end of a turn as that of its end of text.
     """
     newline = tokenizer.encode("\n", add_special_tokens=False)[-1]
-    tokenizer.add_special_tokens({"additional_special_tokens": [*PLACEHOLDERS, *BOUNDARIES]})
+    end, known = tokenizer.eos_token_id, len(tokenizer)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.add_special_tokens({"additional_special_tokens": [*PLACEHOLDERS, *BOUNDARIES, *TURNS]})
     llm.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=VOCABULARY_MULTIPLE, mean_resizing=False)
-    ids = tokenizer.convert_tokens_to_ids
+    like = {**dict.fromkeys(BOUNDARIES, newline), TURNS[0]: newline, TURNS[1]: end}
     with torch.no_grad():
         for table in {llm.get_input_embeddings().weight, llm.get_output_embeddings().weight}:
-            table[ids(PLACEHOLDERS[0]) :] = 0
-            table[ids(list(BOUNDARIES))] = table[newline].clone()
+            table[known:] = 0
+            for token, source in like.items():
+                new = tokenizer.convert_tokens_to_ids(token)
+                if new >= known:
+                    table[new] = table[source].clone()
     return tokenizer
 
 
@@ -153,14 +173,25 @@ def _fill(model: AvtForConditionalGeneration, llm, vision, audio) -> None:
     inner.vision_tower.load_state_dict(vision.state_dict())
     inner.audio_tower.load_state_dict(encoder.state_dict())
     inner.language_model.load_state_dict(llm.base_model.state_dict())
-    model.lm_head.load_state_dict(llm.get_output_embeddings().state_dict())
+    model.lm_head.load_state_dict(llm.get_output_embeddings().state_dict(), strict=False)
     model.tie_weights()
     scale = inner.get_input_embeddings().weight.float().pow(2).mean().sqrt()
     for projector in (inner.vision_projector, inner.audio_projector):
         torch.nn.init.constant_(projector.norm_out.weight, scale.item())
 
 
-def _processor(vision: Part, audio: Part, geometry: Geometry, tokenizer) -> AvtProcessor:
+def _check_llm(model: AvtForConditionalGeneration, llm: PreTrainedModel) -> None:
+    """Refuse an LLM that does more after its last layer than a linear head: scaled or capped logits, a bias."""
+    ids = torch.arange(5, 13)[None]
+    with torch.no_grad():
+        same = torch.allclose(model.eval()(input_ids=ids).logits, llm.eval()(ids).logits, rtol=1e-3, atol=1e-3)
+    if not same:
+        raise InputError(
+            f"{type(llm).__name__} changes its logits after the head, which AVT does not: choose another LLM."
+        )
+
+
+def _processor(vision: Part, audio: Part, geometry: Geometry, tokenizer, template: str) -> AvtProcessor:
     pictures = vision.processor
     height, width = _picture_size(pictures)
     videos = AvtVideoProcessor(
@@ -176,7 +207,7 @@ def _processor(vision: Part, audio: Part, geometry: Geometry, tokenizer) -> AvtP
         audio.processor,
         videos,
         tokenizer,
-        chat_template=CHAT_TEMPLATE,
+        chat_template=template,
         vision_grid=geometry.vision_grid,
         audio_window_seconds=geometry.audio_window_seconds,
         audio_window_tokens=geometry.audio_window_frames // geometry.audio_pool_frames,
@@ -194,7 +225,7 @@ def _picture_size(image_processor) -> tuple[int, int]:
 def _generation_config(tokenizer) -> GenerationConfig:
     return GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.convert_tokens_to_ids("<|im_end|>"),
+        eos_token_id=tokenizer.convert_tokens_to_ids(TURNS[1]),
         pad_token_id=tokenizer.pad_token_id,
         do_sample=False,
     )

@@ -18,6 +18,7 @@ class AvtProcessorKwargs(ProcessingKwargs, total=False):
     _defaults = {  # noqa: RUF012
         "text_kwargs": {
             "padding": False,
+            "add_special_tokens": False,  # the chat template writes them
             "return_mm_token_type_ids": False,
             "return_text_replacement_offsets": False,
         },

@@ -38,6 +38,12 @@ def with_stage(**changes) -> dict:
         (with_stage(train=["everything"]), "some of projectors, adapter"),
         (with_stage(micro_batch_size=5), "a divisor of batch_size"),
         (with_stage(learning_rate="fast"), "'stages[0].learning_rate' is 'fast', expected a number"),
+        (with_stage(micro_batch_size=0), "a divisor of batch_size"),
+        (with_stage(warmup_ratio=1.0), "a number from 0 to below 1"),
+        (with_stage(adam_beta2=2.0), "a number between 0 and 1"),
+        (with_stage(learning_rate=float("inf")), "a finite number above 0"),
+        (with_stage(projector_learning_rate=-1.0), "a finite number above 0"),
+        ({**VALID, "seed": -1}, "'seed' is -1"),
         (with_stage(name="../out"), "letters, digits"),
         (with_stage(schedule="cosin"), "'stages.tune.schedule' is 'cosin'"),
         ({**VALID, "imod": {"lambda1": -1}}, "lambda1"),
@@ -68,7 +74,7 @@ def test_changes_reach_nested_keys_and_named_stages(tmp_path: Path) -> None:
     assert (recipe.lora.rank, recipe.stages[0].steps, recipe.method, recipe.imod.lambda1) == (8, 20, "lora", 0)
 
 
-@pytest.mark.parametrize("change", ["lora.rank", "stages.tnue.steps=3", "stages.steps=3", "base.x=1"])
+@pytest.mark.parametrize("change", ["lora.rank", "lora.rank=[1", "stages.tnue.steps=3", "stages.steps=3", "base.x=1"])
 def test_a_change_that_hits_nothing_is_refused(tmp_path: Path, change: str) -> None:
     path = tmp_path / "r.yaml"
     path.write_text(yaml.safe_dump(VALID))

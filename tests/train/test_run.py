@@ -1,5 +1,6 @@
 """Training runs: a plain adapter comes out, interruption loses little, bad input leaves nothing behind."""
 
+import io
 import json
 import shutil
 import signal
@@ -8,17 +9,20 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 import yaml
 from helpers import Outcome, call, imod, read_json
 from peft import PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, LlamaConfig, LlamaForCausalLM
 
 import imod_core.avt  # noqa: F401
 from imod_core.avt.states import TowerStates
 from imod_core.samples import read_samples
+from imod_train.calibrate import calibrate
 from imod_train.dataset import Collator, SampleDataset
 from imod_train.model import add_adapter, load_base
 from imod_train.recipe import read_recipe
@@ -140,6 +144,54 @@ def test_accumulated_micro_batches_train_like_one_batch(recipe: Path, tmp_path: 
     for one, two in zip(whole, parts, strict=True):
         if "loss" in one:
             assert one["loss"] == pytest.approx(two["loss"], rel=1e-3)
+            assert one["grad_norm"] == pytest.approx(two["grad_norm"], rel=1e-3)
+
+
+def test_a_run_does_not_go_on_with_another_base_or_other_data(recipe: Path, scenes: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(scenes, data)
+    values = yaml.safe_load(recipe.read_text())
+    set_data(values, data / "train.jsonl")
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(values))
+    run = tmp_path / "run"
+    assert train(path, run).code == 0
+    (run / "manifest.json").unlink()
+    lines = (data / "train.jsonl").read_text().splitlines()
+    (data / "train.jsonl").write_text("\n".join(lines[1:]))
+    resumed = call("train", path, "--out", run, "--resume")
+    assert resumed.code == 2
+    assert "another base or other data" in resumed.message
+
+
+def test_a_run_may_train_projectors_alone(recipe: Path, tmp_path: Path) -> None:
+    values = yaml.safe_load(recipe.read_text())
+    values["stages"] = values["stages"][:1]
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(values))
+    assert train(path, tmp_path / "run").code == 0
+    tensors = adapter_of(tmp_path / "run")
+    assert all((tensor == 0).all() for name, tensor in tensors.items() if "lora_B" in name)
+
+
+def test_calibration_gives_every_channel_mean_zero_and_deviation_one(recipe: Path, tiny_base: Path) -> None:
+    settings = read_recipe(recipe)
+    model, processor = load_base(settings)
+    states = TowerStates(tiny_base, processor, Path(settings.state_cache))
+    samples = read_samples(settings.stages[0].data[0])
+    peft_model = add_adapter(model, settings.lora, settings.seed)
+    norm = peft_model.get_base_model().model.audio_projector.modules_to_save["default"].norm_in
+    tokens = torch.cat([state for sample in samples for state in states.of(sample)["audio"]]).float()
+    before = norm(tokens).std(0)
+    calibrate(peft_model, samples, states)
+    after = norm(tokens)
+    assert after.mean(0).abs().max() < 1e-3
+    quiet = before < 0.1 * before.median()
+    assert torch.allclose(after.std(0)[~quiet], torch.ones(1), atol=1e-3)
+    assert not torch.allclose(before, torch.ones(1), atol=0.1)
+    weight = norm.weight.clone()
+    calibrate(peft_model, samples[:3], states)
+    assert torch.equal(norm.weight, weight)
 
 
 def test_metrics_carry_the_signals_of_the_method(trained: Path) -> None:
@@ -158,7 +210,10 @@ def test_metrics_carry_the_signals_of_the_method(trained: Path) -> None:
         (lambda d, r: corrupt(d, r, "images", b"not a picture"), "bad.png"),
         (lambda d, r: corrupt(d, r, "audios", b""), "bad.wav"),
         (lambda d, r: corrupt(d, r, "videos", b"\0" * 100), "bad.mp4"),
+        (lambda d, r: corrupt(d, r, "audios", wav(0)), "bad.wav"),
+        (lambda d, r: too_many(d, r), "more media than placeholders"),
         (lambda d, r: r["lora"].update(targets=["no_such_layer"]), "lora.targets"),
+        (lambda d, r: r.update(base=str(other_architecture(d))), "imod train takes AVT bases"),
     ],
 )
 def test_bad_input_is_one_sentence_and_leaves_no_run(
@@ -191,6 +246,30 @@ def corrupt(folder: Path, values: dict, kind: str, content: bytes) -> None:
     }
     (folder / "bad.jsonl").write_text(json.dumps(sample))
     set_data(values, folder / "bad.jsonl")
+
+
+def too_many(folder: Path, values: dict) -> None:
+    """A sample with a medium that no tag asks for."""
+    corrupt(folder, values, "audios", wav(100))
+    sample = json.loads((folder / "bad.jsonl").read_text())
+    sample["messages"][0]["content"] = "What?"
+    (folder / "bad.jsonl").write_text(json.dumps(sample))
+
+
+def wav(samples: int) -> bytes:
+    """A sound file of so many samples."""
+    file = io.BytesIO()
+    soundfile.write(file, np.zeros(samples), 16000, format="WAV")
+    return file.getvalue()
+
+
+def other_architecture(folder: Path) -> Path:
+    """A plain LLM's folder."""
+    config = LlamaConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1, vocab_size=32
+    )
+    LlamaForCausalLM(config).save_pretrained(folder / "llama")
+    return folder / "llama"
 
 
 def metrics(run: Path) -> list[dict]:
