@@ -44,7 +44,13 @@ SIZES = {
     "tiny": Size(
         "tiny",
         ("--parts=drawn", "--clips=24", "--val-clips=4", "--test-clips=10", "--unseen-clips=6"),
-        ("stages.align.steps=4", "stages.tune.steps=6", "stages.tune.save_steps=2", "stages.tune.log_steps=2"),
+        (
+            "stages.words.steps=4",
+            "stages.align.steps=4",
+            "stages.tune.steps=6",
+            "stages.tune.save_steps=2",
+            "stages.tune.log_steps=2",
+        ),
         4,
     ),
 }
@@ -106,6 +112,7 @@ class Road:
             f"base={out / 'base'}",
             f"method={method}",
             f"state_cache={out / 'states'}",
+            f"stages.words.data={out / 'scenes/captions.jsonl'}",
             f"stages.align.data={out / 'scenes/captions.jsonl'}",
             f"stages.tune.data={out / 'scenes/train.jsonl'}",
             *self.size.changes,

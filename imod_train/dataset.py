@@ -12,6 +12,9 @@ from imod_core.avt.states import KINDS, TowerStates
 from imod_core.errors import InputError
 from imod_core.samples import Sample
 
+KEPT_BYTES = 512 << 20
+"""States kept in memory; beyond that items are read from disk each time."""
+
 
 class SampleDataset(Dataset):
     """One item a sample: `input_ids` and `labels` (L,), and the states of its media by kind."""
@@ -24,11 +27,22 @@ class SampleDataset(Dataset):
             )
         check_texts(processor, samples)
         self.samples, self.processor, self.states = samples, processor, states
+        self._kept: dict[int, dict] = {}
+        self._room = KEPT_BYTES
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> dict:
+        if index not in self._kept:
+            item = self._make(index)
+            self._room -= sum(state.nbytes for states in item["states"].values() for state in states)
+            if self._room < 0:
+                return item
+            self._kept[index] = item
+        return self._kept[index]
+
+    def _make(self, index: int) -> dict:
         sample = self.samples[index]
         states = self.states.of(sample)
         encoded = encode(self.processor, sample, [len(state) for state in states["audio"]])

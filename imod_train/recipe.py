@@ -30,6 +30,7 @@ from imod_train.config import ImodConfig
 METHODS = ("lora", "imod")
 PRECISIONS = ("float32", "bfloat16")
 TRAINABLE = ("projectors", "adapter")
+OBJECTIVES = ("answers", "words")
 SCHEDULES = ("constant_with_warmup", "cosine", "linear")
 LLM_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -60,6 +61,9 @@ class Stage:
     """Sample files."""
     train: tuple[str, ...] = TRAINABLE
     """What learns: `projectors`, `adapter` or both; an adapter that does not learn yet is switched off."""
+    objective: str = "answers"
+    """`answers`: the LLM's next-token loss on the answers. `words`: projectors alone learn to point at the words of
+    the answers in the LLM's embedding table, without running it: a first lesson that costs seconds."""
     steps: int | None = None
     """Optimizer steps; in place of epochs."""
     epochs: float | None = None
@@ -86,16 +90,14 @@ class Stage:
         named = re.fullmatch(r"[A-Za-z0-9_-]+", self.name) is not None
         _require(named, "stages.name", self.name, "made of letters, digits, - and _: a folder is named after it")
         _require(self.schedule in SCHEDULES, f"{where}.schedule", self.schedule, ", ".join(SCHEDULES))
-        _require(
-            (self.steps is None) != (self.epochs is None), f"{where}.steps", self.steps, "given, or epochs, not both"
-        )
+        _require(self.objective in OBJECTIVES, f"{where}.objective", self.objective, " or ".join(OBJECTIVES))
+        fits = self.objective != "words" or self.train == ("projectors",)
+        _require(fits, f"{where}.train", list(self.train), "[projectors] where the objective is words")
+        one = (self.steps is None) != (self.epochs is None)
+        _require(one, f"{where}.steps", self.steps, "given, or epochs, not both")
         _require(len(self.data) > 0, f"{where}.data", list(self.data), "at least one sample file")
-        _require(
-            len(self.train) > 0 and set(self.train) <= set(TRAINABLE),
-            f"{where}.train",
-            list(self.train),
-            f"some of {', '.join(TRAINABLE)}",
-        )
+        known = len(self.train) > 0 and set(self.train) <= set(TRAINABLE)
+        _require(known, f"{where}.train", list(self.train), f"some of {', '.join(TRAINABLE)}")
         for name in ("batch_size", "save_steps", "log_steps"):
             _require(getattr(self, name) >= 1, f"{where}.{name}", getattr(self, name), "a whole number of at least 1")
         _require(self.steps is None or self.steps >= 1, f"{where}.steps", self.steps, "a whole number of at least 1")

@@ -19,6 +19,7 @@ from imod_train.callback import ImodCallback
 from imod_train.dataset import Collator, add_noise
 from imod_train.model import parameter_groups, set_trainable
 from imod_train.recipe import Recipe, Stage
+from imod_train.words import batch_words_loss
 
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
@@ -55,6 +56,14 @@ class StageTrainer(Trainer):
         if constrained:
             self.accelerator.clip_grad_norm_(constrained, self.args.max_grad_norm)
         return self.accelerator.clip_grad_norm_(rest, self.args.max_grad_norm)
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """The stage's objective."""
+        if self.stage.objective == "answers":
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        with self.compute_loss_context_manager():
+            loss = batch_words_loss(model.get_base_model(), inputs)
+        return loss / self.current_gradient_accumulation_steps
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """A step on states with the stage's noise."""

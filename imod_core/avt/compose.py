@@ -120,13 +120,13 @@ def add_tokens(tokenizer: PreTrainedTokenizerBase, llm: PreTrainedModel) -> PreT
     tokenizer.add_special_tokens({"additional_special_tokens": [*PLACEHOLDERS, *BOUNDARIES, *TURNS]})
     llm.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=VOCABULARY_MULTIPLE, mean_resizing=False)
     like = {**dict.fromkeys(BOUNDARIES, newline), TURNS[0]: newline, TURNS[1]: end}
+    vocabulary = tokenizer.get_vocab()
     with torch.no_grad():
         for table in {llm.get_input_embeddings().weight, llm.get_output_embeddings().weight}:
             table[known:] = 0
             for token, source in like.items():
-                new = tokenizer.convert_tokens_to_ids(token)
-                if new >= known:
-                    table[new] = table[source].clone()
+                if vocabulary[token] >= known:
+                    table[vocabulary[token]] = table[source].clone()
     return tokenizer
 
 
