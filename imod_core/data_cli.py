@@ -19,7 +19,8 @@ def data() -> None:
 @click.option("--val-clips", default=40, show_default=True, help="Clips of the validation split.")
 @click.option("--test-clips", default=190, show_default=True, help="Clips of the test split.")
 @click.option("--unseen-clips", default=190, show_default=True, help="Clips of the split in an unseen style.")
-@click.option("--questions", default=3, show_default=True, help="Questions a clip.")
+@click.option("--questions", default=3, show_default=True, help="Questions a clip, training apart.")
+@click.option("--train-questions", default=6, show_default=True, help="Questions a training clip.")
 @click.option("--seed", default=0, show_default=True, help="Same seed, same bytes.")
 @click.option(
     "--parts",
@@ -31,13 +32,13 @@ def data() -> None:
 @click.option("--workers", default=os.cpu_count() or 1, show_default="one a core", help="Rendering processes.")
 def scenes(
     out: Path, clips: int, val_clips: int, test_clips: int, unseen_clips: int,
-    questions: int, seed: int, parts: str, workers: int,
+    questions: int, train_questions: int, seed: int, parts: str, workers: int,
 ) -> None:  # fmt: skip
     """Make the embedded audio-visual question set: clips, questions of nine types, captions."""
     from imod_core.scenes.dataset import build_scenes
     from imod_core.scenes.plan import ScenesSettings
 
-    settings = ScenesSettings(clips, val_clips, test_clips, unseen_clips, questions, seed, parts)
+    settings = ScenesSettings(clips, val_clips, test_clips, unseen_clips, questions, train_questions, seed, parts)
     print(build_scenes(out, settings, workers))
 
 

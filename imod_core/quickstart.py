@@ -114,7 +114,7 @@ class Road:
             f"state_cache={out / 'states'}",
             f"stages.words.data={out / 'scenes/captions.jsonl'}",
             f"stages.align.data={out / 'scenes/captions.jsonl'}",
-            f"stages.tune.data={out / 'scenes/train.jsonl'}",
+            f"stages.tune.data={out / 'scenes/train_conversations.jsonl'}",
             *self.size.changes,
         ]
         return [word for change in changes for word in ("--set", change)]

@@ -5,12 +5,14 @@ from collections.abc import Sequence
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase
 
 from imod_core.avt.processing_avt import AvtProcessor
 from imod_core.avt.prompts import IGNORED_LABEL, check_texts, encode
 from imod_core.avt.states import KINDS, TowerStates
 from imod_core.errors import InputError
 from imod_core.samples import Sample
+from imod_train.words import word_table
 
 KEPT_BYTES = 512 << 20
 """States kept in memory; beyond that items are read from disk each time."""
@@ -46,18 +48,21 @@ class SampleDataset(Dataset):
         sample = self.samples[index]
         states = self.states.of(sample)
         encoded = encode(self.processor, sample, [len(state) for state in states["audio"]])
-        return {"input_ids": encoded.input_ids, "labels": encoded.labels, "states": states}
+        return {"input_ids": encoded.input_ids, "labels": encoded.labels, "states": states, "answer": sample.answer}
 
 
 class Collator:
-    """Pads items to a batch, right side, and joins the states of each kind in the order of their placeholders."""
+    """Pads items to a batch, right side, and joins the states of each kind in the order of their placeholders.
 
-    def __init__(self, pad_token_id: int):
-        self.pad_token_id = pad_token_id
+    `words` adds what the objective of that name compares, see `imod_train.words.word_table`.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, words: bool = False):
+        self.tokenizer, self.words = tokenizer, words
 
     def __call__(self, items: list[dict]) -> dict[str, torch.Tensor]:
         """`input_ids`, `attention_mask`, `labels` (B, L) and, for each kind present, `{kind}_states (1, tokens, C)`."""
-        ids = pad_sequence([i["input_ids"] for i in items], batch_first=True, padding_value=self.pad_token_id)
+        ids = pad_sequence([i["input_ids"] for i in items], batch_first=True, padding_value=self.tokenizer.pad_token_id)
         labels = pad_sequence([i["labels"] for i in items], batch_first=True, padding_value=IGNORED_LABEL)
         lengths = torch.tensor([len(i["input_ids"]) for i in items])
         mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
@@ -66,7 +71,7 @@ class Collator:
             states = [state for item in items for state in item["states"][kind]]
             if states:
                 batch[f"{kind}_states"] = torch.cat(states).float().unsqueeze(0)
-        return batch
+        return batch | word_table([item["answer"] for item in items], self.tokenizer) if self.words else batch
 
 
 def add_noise(batch: dict[str, torch.Tensor], noise: float) -> None:

@@ -104,7 +104,7 @@ def _stage(
     if result.is_file():
         set_peft_model_state_dict(model, load_file(result))
         return
-    run_stage(model, recipe, stage, data, processor.tokenizer.pad_token_id, run)
+    run_stage(model, recipe, stage, data, processor.tokenizer, run)
     partial = result.with_suffix(".partial")
     save_file(
         {k: v.contiguous() for k, v in get_peft_model_state_dict(model, save_embedding_layers=False).items()}, partial

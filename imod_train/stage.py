@@ -98,7 +98,7 @@ class Metrics(TrainerCallback):
             console.print(f"{self.stage} {state.global_step}/{state.max_steps}: loss {values['loss']}")
 
 
-def run_stage(model: PeftModel, recipe: Recipe, stage: Stage, data: Dataset, pad_token_id: int, run: Path) -> None:
+def run_stage(model: PeftModel, recipe: Recipe, stage: Stage, data: Dataset, tokenizer: Any, run: Path) -> None:
     """Train `model` in place through one stage, going on from its last whole checkpoint if there is one."""
     set_trainable(model, stage.train)
     folder = run / "checkpoints" / stage.name
@@ -111,7 +111,7 @@ def run_stage(model: PeftModel, recipe: Recipe, stage: Stage, data: Dataset, pad
         model=model,
         args=_arguments(recipe, stage, folder),
         train_dataset=data,
-        data_collator=Collator(pad_token_id),
+        data_collator=Collator(tokenizer, stage.objective == "words"),
         callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)

@@ -2,6 +2,7 @@
 
     OUT/train.jsonl, val.jsonl, test.jsonl   questions; no composition is shared between files
     OUT/test_unseen_style.jsonl              a drawing style, phrases and programs that training never has
+    OUT/train_conversations.jsonl            the training questions again, those of a clip as one conversation
     OUT/captions.jsonl                       captions of the training clips, for aligning projectors
     OUT/scenes.jsonl                         what is true of every clip
     OUT/media/<clip>.png .wav .mp4           every clip in all three forms
@@ -14,7 +15,7 @@ import json
 import shutil
 import zlib
 from collections.abc import Iterator
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,7 @@ def _write_files(folder: Path, clips: list[Clip], settings: ScenesSettings) -> N
     training = [clip for clip in clips if clip.split == "train"]
     captions = [sample for clip in training for sample in _caption_samples(clip, folder)]
     write_samples(folder / "captions.jsonl", captions)
+    write_samples(folder / "train_conversations.jsonl", [_conversation(clip, folder) for clip in training])
     facts = [{"id": c.scene.id, "split": c.split, "style": c.scene.style, **c.scene.facts()} for c in clips]
     (folder / "scenes.jsonl").write_text("".join(json.dumps(fact) + "\n" for fact in facts))
     (folder / "NOTICE.txt").write_text(notice(settings.parts))
@@ -89,6 +91,16 @@ def _question_samples(clip: Clip, folder: Path) -> Iterator[Sample]:
             "facts": clip.scene.facts(),
         }
         yield _sample(f"{clip.scene.id}-q{number}", clip.scene, folder, question.text, question.answer, meta)
+
+
+def _conversation(clip: Clip, folder: Path) -> Sample:
+    """All questions of a clip in turn, its media before the first."""
+    first, *others = _question_samples(clip, folder)
+    turns = [*first.messages]
+    for sample in others:
+        turns += [Message("user", sample.question), sample.messages[1]]
+    meta = {"scene": clip.scene.id, "templates": [question.template.id for question in clip.questions]}
+    return replace(first, id=clip.scene.id, messages=tuple(turns), meta=meta)
 
 
 def _caption_samples(clip: Clip, folder: Path) -> Iterator[Sample]:

@@ -30,18 +30,29 @@ class ScenesSettings:
     test_clips: int = 190
     unseen_clips: int = 190
     questions: int = 3
-    """A clip."""
+    """A clip of the splits for evaluation."""
+    train_questions: int = 6
+    """A training clip: its picture and sound are then read once for all of them."""
     seed: int = 0
     parts: str = "real"
     """`real`: drawings and instruments from package registries; `drawn`: shapes and tones made here."""
 
     def __post_init__(self) -> None:
-        lowest = {"clips": 1, "val_clips": 1, "test_clips": 1, "unseen_clips": 1, "questions": 1, "seed": 0}
+        lowest = {
+            "clips": 1,
+            "val_clips": 1,
+            "test_clips": 1,
+            "unseen_clips": 1,
+            "questions": 1,
+            "train_questions": 1,
+            "seed": 0,
+        }
         for name, least in lowest.items():
             if getattr(self, name) < least:
                 raise InputError(f"{name} is {getattr(self, name)}: expected {least} or more.")
-        if self.questions > len(TYPES):
-            raise InputError(f"questions is {self.questions}: expected at most {len(TYPES)} a clip.")
+        if max(self.questions, self.train_questions) > len(TYPES):
+            most = max(self.questions, self.train_questions)
+            raise InputError(f"questions is {most}: expected at most {len(TYPES)} a clip.")
         if self.parts not in ("real", "drawn"):
             raise InputError(f"parts is {self.parts!r}: allowed are real and drawn.")
 
@@ -49,6 +60,9 @@ class ScenesSettings:
         return {
             "train": self.clips, "val": self.val_clips, "test": self.test_clips, UNSEEN: self.unseen_clips,
         }[split]  # fmt: skip
+
+    def questions_of(self, split: str) -> int:
+        return self.train_questions if split == "train" else self.questions
 
 
 @dataclass(frozen=True)
@@ -73,15 +87,15 @@ def plan(settings: ScenesSettings) -> list[Clip]:
 
 def _plan_split(split: str, settings: ScenesSettings, taken: set[tuple[Any, ...]]) -> Iterator[Clip]:
     rng = stream(settings.seed, "plan", split)
-    wanted, unseen = settings.clips_of(split), split == UNSEEN
+    wanted, unseen, asked = settings.clips_of(split), split == UNSEEN, settings.questions_of(split)
     training_styles, unseen_style = styles(settings.parts)
     pool = (unseen_style,) if unseen else training_styles
-    ledger = Ledger(quota=math.ceil(wanted * settings.questions / len(TYPES) * QUOTA_MARGIN))
+    ledger = Ledger(quota=math.ceil(wanted * asked / len(TYPES) * QUOTA_MARGIN))
     index = failures = 0
     while index < wanted:
         scene = sample_scene(rng, f"{split.replace('_', '-')}-{index:05d}", pool, unseen)
         fits = scene.composition not in taken
-        questions = ledger.choose(scene, settings.questions, rng) if fits else []
+        questions = ledger.choose(scene, asked, rng) if fits else []
         if questions:
             yield Clip(split, scene, tuple(questions))
             index, failures = index + 1, 0

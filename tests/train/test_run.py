@@ -56,7 +56,7 @@ def test_stock_peft_loads_the_adapter_with_identical_logits(trained: Path, recip
     model, processor = load_base(settings)
     states = TowerStates(tiny_base, processor, Path(settings.state_cache))
     data = SampleDataset(read_samples(settings.stages[1].data[0])[:4], processor, states)
-    batch = Collator(processor.tokenizer.pad_token_id)([data[i] for i in range(4)])
+    batch = Collator(processor.tokenizer)([data[i] for i in range(4)])
     batch.pop("labels")
     ours = add_adapter(model, settings.lora, settings.seed).eval()
     with torch.no_grad():

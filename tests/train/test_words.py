@@ -3,52 +3,58 @@
 import math
 
 import torch
+from transformers import AutoProcessor
 
-from imod_train.words import SHARPNESS, words_loss
+from imod_train.words import SHARPNESS, word_embeddings, word_table, words_loss
 
-WORDS = torch.tensor([[3, 4, -100], [3, 5, -100]])
-"""Two captions; word 3 is in both and must not count."""
+PRESENT = torch.tensor([[True, True, False], [True, False, True]])
+"""Two captions of three words; word 0 is in both and must not count."""
 
 
-def by_hand(embedded, media, labels, table) -> float:
+def by_hand(embedded, media, present, words) -> float:
     total = 0.0
-    words = sorted({int(w) for row in labels for w in row if w >= 0})
-    for row in range(len(labels)):
-        own = {int(w) for w in labels[row] if w >= 0}
+    for row in range(len(present)):
         tokens = [t for t in range(embedded.shape[1]) if media[row, t]]
-        for word in own:
-            share = sum(word in {int(w) for w in other} for other in labels) / len(labels)
+        for word in [w for w in range(len(words)) if present[row, w]]:
             votes = []
             for token in tokens:
-                cosines = [torch.cosine_similarity(embedded[row, token], table[w], dim=0).item() for w in words]
+                cosines = [torch.cosine_similarity(embedded[row, token], vector, dim=0).item() for vector in words]
                 exponentials = [math.exp(SHARPNESS * c) for c in cosines]
-                votes.append(exponentials[words.index(word)] / sum(exponentials))
+                votes.append(exponentials[word] / sum(exponentials))
+            share = present[:, word].float().mean().item()
             total -= -math.log(share) * math.log(sum(votes) / len(votes))
-    return total / len(labels)
+    return total / len(present)
 
 
 def test_the_loss_equals_its_definition() -> None:
     generator = torch.Generator().manual_seed(0)
-    table = torch.randn(8, 6, generator=generator)
+    words = torch.randn(3, 6, generator=generator)
     embedded = torch.randn(2, 3, 6, generator=generator)
     media = torch.tensor([[True, True, False], [False, True, True]])
-    found = words_loss(embedded, media, WORDS, table).item()
-    assert math.isclose(found, by_hand(embedded, media, WORDS, table), rel_tol=1e-5)
-    assert not math.isclose(found, by_hand(embedded, ~media, WORDS, table), rel_tol=1e-2)
+    found = words_loss(embedded, media, PRESENT, words).item()
+    assert math.isclose(found, by_hand(embedded, media, PRESENT, words), rel_tol=1e-5)
+    assert not math.isclose(found, by_hand(embedded, ~media, PRESENT, words), rel_tol=1e-2)
 
 
 def test_tokens_that_mean_the_word_have_less_loss_than_tokens_that_mean_another() -> None:
-    table = torch.eye(8)
-    media = torch.ones(2, 1, dtype=torch.bool)
-    right = words_loss(table[[4, 5]].unsqueeze(1), media, WORDS, table)
-    swapped = words_loss(table[[5, 4]].unsqueeze(1), media, WORDS, table)
-    assert right < 0.01
-    assert swapped > 1
+    words, media = torch.eye(3), torch.ones(2, 1, dtype=torch.bool)
+    assert words_loss(words[[1, 2]].unsqueeze(1), media, PRESENT, words) < 0.01
+    assert words_loss(words[[2, 1]].unsqueeze(1), media, PRESENT, words) > 1
 
 
 def test_a_word_of_every_caption_does_not_pull() -> None:
-    table = torch.eye(8)
     embedded = torch.full((2, 1, 8), 0.1, requires_grad=True)
-    same = torch.tensor([[3], [3]])
-    words_loss(embedded, torch.ones(2, 1, dtype=torch.bool), same, table).backward()
+    media = torch.ones(2, 1, dtype=torch.bool)
+    words_loss(embedded, media, torch.ones(2, 1, dtype=torch.bool), torch.eye(8)[:1]).backward()
     assert embedded.grad.abs().max() == 0
+
+
+def test_words_are_found_in_captions_and_embedded_as_the_mean_of_their_pieces(tiny_base) -> None:
+    tokenizer = AutoProcessor.from_pretrained(tiny_base).tokenizer
+    table = word_table(["left: drum, right: zither", "drum"], tokenizer)
+    assert table["present"].tolist() == [[True, True, True, True], [True, False, False, False]]
+    pieces = tokenizer.encode(" zither", add_special_tokens=False)
+    assert len(pieces) > 1
+    vectors = torch.randn(len(tokenizer), 4)
+    found = word_embeddings(table["words"], vectors)
+    assert torch.allclose(found[3], vectors[pieces].mean(0), atol=1e-6)
