@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ from imod_core.scenes.questions import TYPES
 from imod_core.scenes.render import Stock, render, render_all, take_stock
 from imod_core.scenes.sounds import ENTRANCE_GAP, LOUD_DB, entrance_times, mix, play_takes
 
-SMALL = ScenesSettings(clips=24, val_clips=3, test_clips=9, unseen_clips=9, parts="drawn")
+SMALL = ScenesSettings(clips=24, val_clips=3, test_clips=9, unseen_clips=9, train_questions=3, parts="drawn")
 ANSWERS = {"yes", "no", "zero", "one", "two", "three", "left", "middle", "right", "simultaneously", *NAMES}
 DUET = Scene(
     "duet",
@@ -112,7 +113,7 @@ def test_every_clip_decodes_as_picture_sound_and_video(built: Path) -> None:
 def test_same_seed_same_bytes_however_many_workers(built: Path, tmp_path: Path) -> None:
     again = build_scenes(tmp_path / "again", SMALL, workers=2)
     files = {path.relative_to(built) for path in built.rglob("*") if path.is_file()}
-    assert len(files) == 3 * 45 + 8
+    assert len(files) == 3 * 45 + 9
     for name in files:
         assert (again / name).read_bytes() == (built / name).read_bytes(), name
 
@@ -135,7 +136,7 @@ def test_a_finished_set_is_left_alone(built: Path) -> None:
 
 def test_a_set_of_other_settings_is_refused_by_name(built: Path) -> None:
     with pytest.raises(InputError, match=r"other settings \(clips, seed\)"):
-        build_scenes(built, ScenesSettings(25, 3, 9, 9, seed=4, parts="drawn"))
+        build_scenes(built, replace(SMALL, clips=25, seed=4))
 
 
 def test_a_folder_with_something_else_is_refused(tmp_path: Path) -> None:
@@ -179,7 +180,7 @@ def test_the_command_makes_a_set_and_prints_its_folder(tmp_path: Path) -> None:
     result = CliRunner().invoke(data, arguments)
     assert result.exit_code == 0, result.output
     assert result.stdout.strip() == str(tmp_path.resolve() / "set")
-    assert len(read_samples(tmp_path / "set" / "train.jsonl")) == 9
+    assert len(read_samples(tmp_path / "set" / "train.jsonl")) == 18
 
 
 # Truth
@@ -232,6 +233,17 @@ def truth(question: str, facts: dict) -> str:
     if question == "Where is the playing instrument?":
         return where[playing[0]]
     return where[named[0]] if words[0] == "Where" else asked[0]
+
+
+def test_a_conversation_holds_all_questions_of_its_clip(built: Path) -> None:
+    single = read_samples(built / "train.jsonl")
+    conversations = read_samples(built / "train_conversations.jsonl")
+    assert len(conversations) == SMALL.clips
+    for conversation in conversations:
+        own = [s for s in single if s.meta["scene"] == conversation.id]
+        assert [m.content for m in conversation.messages[1::2]] == [s.answer for s in own]
+        assert conversation.messages[0] == own[0].messages[0]
+        assert [m.content for m in conversation.messages[2::2]] == [s.question for s in own[1:]]
 
 
 def test_every_answer_is_true_of_its_scene(built: Path) -> None:

@@ -6,6 +6,7 @@ sound down to its counts, and naive Bayes over single facts; fitted on one split
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,9 @@ from imod_core.scenes.composition import PLACES, Scene, sample_scene, stream
 from imod_core.scenes.plan import ScenesSettings, plan
 from imod_core.scenes.questions import TEMPLATES, TYPES
 
-SETTINGS = ScenesSettings(clips=3000, val_clips=1, test_clips=1200, unseen_clips=1, seed=11, parts="drawn")
+SETTINGS = ScenesSettings(
+    clips=3000, val_clips=1, test_clips=1200, unseen_clips=1, train_questions=3, seed=11, parts="drawn"
+)
 CHANCE = {
     ("Audio-Visual", "Existential"): 1 / 2,
     ("Audio-Visual", "Counting"): 1 / 3,
@@ -145,6 +148,17 @@ def test_audio_visual_questions_cannot_be_guessed_from_one_modality(planned: dic
     for modality, table in guesses.items():
         for kind, chance in CHANCE.items():
             assert table[kind] < chance + MARGIN, (modality, kind, table[kind])
+
+
+def test_many_questions_a_training_clip_teach_no_shortcut_for_the_test() -> None:
+    """A clip that must take six questions cannot have its pick of them; the balance suffers a little, not much."""
+    settings = replace(SETTINGS, train_questions=ScenesSettings().train_questions)
+    clips = plan(settings)
+    asked = {s: [(c.scene, q) for c in clips if c.split == s for q in c.questions] for s in ("train", "test")}
+    for keys, facts in ((PICTURE_KEYS, picture_facts), (SOUND_KEYS, sound_facts)):
+        table = best_guess(asked["train"], asked["test"], keys, facts)
+        for kind, chance in CHANCE.items():
+            assert table[kind] < chance + MARGIN + 0.03, (kind, table[kind])
 
 
 def test_one_modality_does_not_answer_the_questions_of_the_other(planned: dict[str, list[Asked]]) -> None:
