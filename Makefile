@@ -1,10 +1,10 @@
 # make quickstart   the whole road on the embedded data     make test    all tests
 # make check        format, lint, types                     make bench   the benchmark scripts
-# Each sets up .venv first. On a GPU machine: make EXTRAS=scenes,train,export,serve,demo,dev CONSTRAINTS= quickstart
+# Each sets up .venv first. On a GPU machine: make EXTRAS=scenes,train,export,serve,dev CONSTRAINTS= quickstart
 
 PYTHON ?= python3
 VENV ?= .venv
-EXTRAS ?= scenes,train,export,serve-cpu,demo,dev
+EXTRAS ?= scenes,train,export,serve-cpu,dev
 CONSTRAINTS ?= -c constraints.txt
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
