@@ -69,16 +69,21 @@ def token_modality(
 ) -> torch.Tensor:
     """TEXT, NON_TEXT or IGNORED for each token, (B, L) uint8 on the device of `input_ids` (B, L).
 
-    `attention_mask` (B, L) is zero at padding. A mask of another shape (4-D, packed) says nothing about
-    padding and is not read. No value is copied to the host.
+    `attention_mask` (B, L) is zero at padding. In a mask (B, 1, L, L), boolean or additive, padding is what may
+    not look at itself. A mask of another shape is not read. No value is copied to the host.
     """
     import torch
 
     codes = torch.full_like(input_ids, TEXT, dtype=torch.uint8)
     codes.masked_fill_(_equals_any(input_ids, ignored_ids), IGNORED)
     codes.masked_fill_(_equals_any(input_ids, media_ids), NON_TEXT)
-    if isinstance(attention_mask, torch.Tensor) and attention_mask.shape == input_ids.shape:
-        codes.masked_fill_(attention_mask.to(codes.device) == 0, IGNORED)
+    if isinstance(attention_mask, torch.Tensor):
+        batch, length = input_ids.shape
+        if attention_mask.shape == input_ids.shape:
+            codes.masked_fill_(attention_mask.to(codes.device) == 0, IGNORED)
+        elif attention_mask.shape == (batch, 1, length, length):
+            itself = attention_mask[:, 0].diagonal(dim1=-2, dim2=-1).to(codes.device)
+            codes.masked_fill_(~itself if itself.dtype == torch.bool else itself < 0, IGNORED)
     return codes
 
 

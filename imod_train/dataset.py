@@ -12,6 +12,7 @@ from imod_core.avt.prompts import IGNORED_LABEL, check_texts, encode
 from imod_core.avt.states import KINDS, TowerStates
 from imod_core.errors import InputError
 from imod_core.samples import Sample
+from imod_train.branches import PADDING, branch_mask, group_by_media, join
 from imod_train.words import word_table
 
 KEPT_BYTES = 512 << 20
@@ -19,21 +20,27 @@ KEPT_BYTES = 512 << 20
 
 
 class SampleDataset(Dataset):
-    """One item a sample: `input_ids` and `labels` (L,), and the states of its media by kind."""
+    """One item a row: `input_ids`, `labels`, `positions`, `branches` (L,), and the states of its media by kind.
 
-    def __init__(self, samples: Sequence[Sample], processor: AvtProcessor, states: TowerStates):
+    A row is a sample, or up to `questions_per_row` samples about the same media.
+    """
+
+    def __init__(
+        self, samples: Sequence[Sample], processor: AvtProcessor, states: TowerStates, questions_per_row: int = 1
+    ):
         unanswered = next((s.id for s in samples if s.answer is None), None)
         if unanswered is not None:
             raise InputError(
                 f"The sample '{unanswered}' has no answer to learn: its last message must be the assistant's."
             )
         check_texts(processor, samples)
-        self.samples, self.processor, self.states = samples, processor, states
+        self.rows = group_by_media(samples, questions_per_row)
+        self.processor, self.states = processor, states
         self._kept: dict[int, dict] = {}
         self._room = KEPT_BYTES
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self.rows)
 
     def __getitem__(self, index: int) -> dict:
         if index not in self._kept:
@@ -45,28 +52,38 @@ class SampleDataset(Dataset):
         return self._kept[index]
 
     def _make(self, index: int) -> dict:
-        sample = self.samples[index]
-        states = self.states.of(sample)
-        encoded = encode(self.processor, sample, [len(state) for state in states["audio"]])
-        return {"input_ids": encoded.input_ids, "labels": encoded.labels, "states": states, "answer": sample.answer}
+        samples = self.rows[index]
+        states = self.states.of(samples[0])
+        audio_tokens = [len(state) for state in states["audio"]]
+        row = join([encode(self.processor, sample, audio_tokens) for sample in samples])
+        return {**row, "states": states, "answer": samples[0].answer}
 
 
 class Collator:
     """Pads items to a batch, right side, and joins the states of each kind in the order of their placeholders.
 
-    `words` adds what the objective of that name compares, see `imod_train.words.word_table`.
+    `words` adds what the objective of that name compares, see `imod_train.words.word_table`. Rows of several
+    branches get position ids and a mask in `dtype`, the model's own.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, words: bool = False):
-        self.tokenizer, self.words = tokenizer, words
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, words: bool = False, dtype: torch.dtype = torch.float32):
+        self.tokenizer, self.words, self.dtype = tokenizer, words, dtype
 
     def __call__(self, items: list[dict]) -> dict[str, torch.Tensor]:
-        """`input_ids`, `attention_mask`, `labels` (B, L) and, for each kind present, `{kind}_states (1, tokens, C)`."""
+        """`input_ids`, `attention_mask`, `labels` (B, L) and, for each kind present, `{kind}_states (1, tokens, C)`.
+
+        With branches also `position_ids` (B, L), and the mask is (B, 1, L, L).
+        """
         ids = pad_sequence([i["input_ids"] for i in items], batch_first=True, padding_value=self.tokenizer.pad_token_id)
         labels = pad_sequence([i["labels"] for i in items], batch_first=True, padding_value=IGNORED_LABEL)
         lengths = torch.tensor([len(i["input_ids"]) for i in items])
         mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
         batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+        if any(int(item["branches"][-1]) > 1 for item in items):
+            branches = pad_sequence([i["branches"] for i in items], batch_first=True, padding_value=PADDING)
+            batch["attention_mask"] = branch_mask(branches, self.dtype)
+            # padding stands at 1: only the first token of a row may stand at 0, where packed sequences begin
+            batch["position_ids"] = pad_sequence([i["positions"] for i in items], batch_first=True, padding_value=1)
         for kind in KINDS:
             states = [state for item in items for state in item["states"][kind]]
             if states:

@@ -71,6 +71,8 @@ class Stage:
     """Samples a step on one device, over all accumulated micro-batches."""
     micro_batch_size: int | None = None
     """Samples a forward pass; the batch size if not given."""
+    questions_per_row: int = 1
+    """Up to so many samples about the same media share one reading of them, and count as one sample of a batch."""
     learning_rate: float = 1e-4
     """Of the adapter, or of the projectors where they learn alone. 1e-4: the paper's baseline."""
     projector_learning_rate: float | None = None
@@ -98,7 +100,7 @@ class Stage:
         _require(len(self.data) > 0, f"{where}.data", list(self.data), "at least one sample file")
         known = len(self.train) > 0 and set(self.train) <= set(TRAINABLE)
         _require(known, f"{where}.train", list(self.train), f"some of {', '.join(TRAINABLE)}")
-        for name in ("batch_size", "save_steps", "log_steps"):
+        for name in ("batch_size", "questions_per_row", "save_steps", "log_steps"):
             _require(getattr(self, name) >= 1, f"{where}.{name}", getattr(self, name), "a whole number of at least 1")
         _require(self.steps is None or self.steps >= 1, f"{where}.steps", self.steps, "a whole number of at least 1")
         _require(self.epochs is None or self.epochs > 0, f"{where}.epochs", self.epochs, "a number above 0")

@@ -62,7 +62,10 @@ def train(recipe: Recipe, run: Path, resume: bool = False) -> Path:
     model, processor = load_base(recipe)
     states = TowerStates(Path(recipe.base), processor, Path(recipe.state_cache or run.parent / "states"))
     states.prepare(sample for stage in samples.values() for sample in stage)
-    datasets = {name: SampleDataset(stage, processor, states) for name, stage in samples.items()}
+    datasets = {
+        stage.name: SampleDataset(samples[stage.name], processor, states, stage.questions_per_row)
+        for stage in recipe.stages
+    }
     peft_model = add_adapter(model, recipe.lora, recipe.seed)
     calibrate(peft_model, samples[recipe.stages[0].name], states)
     imod = _imod_state(peft_model, recipe)

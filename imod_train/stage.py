@@ -111,7 +111,7 @@ def run_stage(model: PeftModel, recipe: Recipe, stage: Stage, data: Dataset, tok
         model=model,
         args=_arguments(recipe, stage, folder),
         train_dataset=data,
-        data_collator=Collator(tokenizer, stage.objective == "words"),
+        data_collator=Collator(tokenizer, stage.objective == "words", getattr(torch, recipe.precision)),
         callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)
