@@ -107,14 +107,15 @@ class Road:
 
     def _changes(self, method: str) -> list[str]:
         """The recipe's paths, which depend on `--out`, and the size's settings."""
-        out = self.out
+        out, scenes = self.out, self.out / "scenes"
+        questions = json.dumps([str(scenes / "train.jsonl"), str(scenes / "descriptions.jsonl")])
         changes = [
             f"base={out / 'base'}",
             f"method={method}",
             f"state_cache={out / 'states'}",
-            f"stages.words.data={out / 'scenes/captions.jsonl'}",
-            f"stages.align.data={out / 'scenes/captions.jsonl'}",
-            f"stages.tune.data={out / 'scenes/train_conversations.jsonl'}",
+            f"stages.words.data={scenes / 'captions.jsonl'}",
+            f"stages.align.data={scenes / 'captions.jsonl'}",
+            f"stages.tune.data={questions}",
             *self.size.changes,
         ]
         return [word for change in changes for word in ("--set", change)]
@@ -155,10 +156,16 @@ class Road:
     def _report(self) -> dict[str, Any]:
         """Everything that the steps measured, by method where there are two."""
         served = _read(self.out / "served/scores.json")
+        local = {row["id"]: row["answer"] for row in _read_lines(self.out / "scores-imod/test.as_is.jsonl")}
+        rows = _read_lines(self.out / "served/test.as_is.jsonl")
         reports = {method: self._scores(method) for method in self.methods}
         return {
             **reports["imod"],
-            "served": {"answered": served["answered"], "accuracy": served["accuracy"]["as_is"]},
+            "served": {
+                "answered": served["answered"],
+                "accuracy": served["accuracy"]["as_is"],
+                "same_as_transformers": sum(row["answer"] == local[row["id"]] for row in rows),
+            },
             "seconds": {**self.seconds, "total": round(sum(self.seconds.values()), 1)},
             **({"lora": reports["lora"]} if "lora" in reports else {}),
         }

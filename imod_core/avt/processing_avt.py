@@ -108,9 +108,12 @@ class AvtProcessor(ProcessorMixin):
         return processed, [self.replace_audio_token(processed, i) for i in range(len(windows))]
 
     def cut_windows(self, sound: np.ndarray) -> list[np.ndarray]:
-        """Windows of a mono sound `(samples,)`: consecutive, or evenly spaced where it is longer than the limit."""
+        """Windows of a mono sound `(samples,)`: consecutive, or evenly spaced where it is longer than the limit.
+
+        What is left after a whole window and is shorter than the span of one token gets none of its own: codecs pad.
+        """
         size = int(self.audio_window_seconds * self.feature_extractor.sampling_rate)
-        wanted = max(1, -(-len(sound) // size))
+        wanted = max(1, -((size // self.audio_window_tokens - len(sound)) // size))
         if wanted <= self.max_audio_windows:
             return [sound[i * size : (i + 1) * size] for i in range(wanted)]
         starts = np.linspace(0, len(sound) - size, self.max_audio_windows).astype(int)

@@ -154,10 +154,12 @@ def _compact(state: torch.Tensor) -> torch.Tensor:
 
 
 def _towers_identity(base: Path, processor: AvtProcessor) -> str:
-    """Digest of everything that decides a state: the towers' weights, their configuration and the preprocessing."""
+    """Digest of all that decides a state: the towers' weights, their configuration, the preprocessing and its code."""
     from safetensors import safe_open
 
     digest = hashlib.sha256()
+    for code in ("modeling_avt.py", "processing_avt.py", "video_processing_avt.py"):
+        digest.update(Path(__file__).with_name(code).read_bytes())
     config = json.loads((base / "config.json").read_text())
     for name in ("vision_config", "audio_config", "vision_grid", "video_frames", "audio_layers", "audio_pool_frames"):
         digest.update(json.dumps(config[name], sort_keys=True).encode())

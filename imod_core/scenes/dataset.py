@@ -2,8 +2,8 @@
 
     OUT/train.jsonl, val.jsonl, test.jsonl   questions; no composition is shared between files
     OUT/test_unseen_style.jsonl              a drawing style, phrases and programs that training never has
-    OUT/train_conversations.jsonl            the training questions again, those of a clip as one conversation
-    OUT/captions.jsonl                       captions of the training clips, for aligning projectors
+    OUT/captions.jsonl                       captions of the training clips' pictures and sounds, for aligning projectors
+    OUT/descriptions.jsonl                   what one sees and hears in the training clips, both together
     OUT/scenes.jsonl                         what is true of every clip
     OUT/media/<clip>.png .wav .mp4           every clip in all three forms
     OUT/NOTICE.txt, manifest.json            licences of the parts; settings and hashes, written last
@@ -15,7 +15,7 @@ import json
 import shutil
 import zlib
 from collections.abc import Iterator
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,10 @@ from imod_core.errors import InputError
 from imod_core.parts import PARTS
 from imod_core.samples import Message, Sample, write_samples
 from imod_core.scenes.captions import (
+    CLIP_PROMPT,
     PICTURE_PROMPT,
     SOUND_PROMPT,
+    clip_caption,
     picture_caption,
     sound_caption,
 )
@@ -72,8 +74,8 @@ def _write_files(folder: Path, clips: list[Clip], settings: ScenesSettings) -> N
         write_samples(folder / f"{split}.jsonl", samples)
     training = [clip for clip in clips if clip.split == "train"]
     captions = [sample for clip in training for sample in _caption_samples(clip, folder)]
-    write_samples(folder / "captions.jsonl", captions)
-    write_samples(folder / "train_conversations.jsonl", [_conversation(clip, folder) for clip in training])
+    write_samples(folder / "captions.jsonl", [sample for sample in captions if sample.meta["type"][1] != "clip"])
+    write_samples(folder / "descriptions.jsonl", [sample for sample in captions if sample.meta["type"][1] == "clip"])
     facts = [{"id": c.scene.id, "split": c.split, "style": c.scene.style, **c.scene.facts()} for c in clips]
     (folder / "scenes.jsonl").write_text("".join(json.dumps(fact) + "\n" for fact in facts))
     (folder / "NOTICE.txt").write_text(notice(settings.parts))
@@ -93,30 +95,21 @@ def _question_samples(clip: Clip, folder: Path) -> Iterator[Sample]:
         yield _sample(f"{clip.scene.id}-q{number}", clip.scene, folder, question.text, question.answer, meta)
 
 
-def _conversation(clip: Clip, folder: Path) -> Sample:
-    """All questions of a clip in turn, its media before the first."""
-    first, *others = _question_samples(clip, folder)
-    turns = [*first.messages]
-    for sample in others:
-        turns += [Message("user", sample.question), sample.messages[1]]
-    meta = {"scene": clip.scene.id, "templates": [question.template.id for question in clip.questions]}
-    return replace(first, id=clip.scene.id, messages=tuple(turns), meta=meta)
-
-
 def _caption_samples(clip: Clip, folder: Path) -> Iterator[Sample]:
     scene = clip.scene
     for kind, prompt, caption in (
         ("picture", PICTURE_PROMPT, picture_caption(scene)),
         ("sound", SOUND_PROMPT, sound_caption(scene)),
+        ("clip", CLIP_PROMPT, clip_caption(scene)),
     ):
         meta = {"type": ["Caption", kind], "template": f"caption-{kind}", "scene": scene.id}
         yield _sample(f"{scene.id}-{kind}", scene, folder, prompt, caption, meta, kind)
 
 
 def _sample(
-    identity: str, scene: Scene, folder: Path, asked: str, answer: str, meta: dict[str, Any], shown: str = "both"
+    identity: str, scene: Scene, folder: Path, asked: str, answer: str, meta: dict[str, Any], shown: str = "clip"
 ) -> Sample:
-    """A sample that shows the `picture`, the `sound` or `both` of a scene, some of them as a video."""
+    """A sample that shows the `picture`, the `sound` or the whole `clip` of a scene, some of them as a video."""
     stem = folder / "media" / scene.id
     as_video = zlib.crc32(scene.id.encode()) % VIDEO_ONE_IN == 0
     clip, picture, sound = (stem.with_suffix(suffix) for suffix in (".mp4", ".png", ".wav"))
