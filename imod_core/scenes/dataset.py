@@ -2,7 +2,7 @@
 
     OUT/train.jsonl, val.jsonl, test.jsonl   questions; no composition is shared between files
     OUT/test_unseen_style.jsonl              a drawing style, phrases and programs that training never has
-    OUT/captions.jsonl                       captions of the training clips' pictures and sounds, for aligning projectors
+    OUT/captions.jsonl                       captions of training pictures and sounds, for aligning projectors
     OUT/descriptions.jsonl                   what one sees and hears in the training clips, both together
     OUT/scenes.jsonl                         what is true of every clip
     OUT/media/<clip>.png .wav .mp4           every clip in all three forms
