@@ -2,7 +2,9 @@
 
 No LLM runs. A media token's embedding votes for words by its cosine with their embeddings; each word of the caption
 should be voted for by some token of its medium. Nobody says by which: over thousands of captions, the tokens that see
-or hear a thing settle on its word. So the LLM meets media tokens that already speak its language.
+or hear a thing settle on its word. And a token should stand where the words that it votes for stand: pointing at them
+is not enough, since all words share a direction that no vote asks for. So the LLM meets media tokens that already
+speak its language.
 
 Letters: `B` captions, `L` tokens, `W` words, `S` subwords of a word, `D` LLM width, `V` its vocabulary.
 """
@@ -19,6 +21,8 @@ from imod_core.avt.modeling_avt import AvtForConditionalGeneration
 
 SHARPNESS = 20.0
 """Logit of a word whose embedding points where the token's does (cosine 1)."""
+COMMITMENT = 5.0
+"""Weight of a token's squared distance from the words that it votes for, in units of a word's squared norm."""
 PADDING = -1
 
 
@@ -38,7 +42,7 @@ def word_embeddings(words: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
 
 
 def words_loss(embedded: torch.Tensor, media: torch.Tensor, present: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
-    """Mean over captions of -Σ_w idf(w) log mean_t p(w|t), with p(·|t) a softmax over the words.
+    """Mean over captions of -Σ_w idf(w) log mean_t p(w|t), with p(·|t) a softmax over the words, plus commitment.
 
     Args:
         embedded: (B, L, D) token embeddings, media in place.
@@ -52,9 +56,12 @@ def words_loss(embedded: torch.Tensor, media: torch.Tensor, present: torch.Tenso
     present, words = present[:, used], words[used]
     weight = -present.float().mean(0).log()
     cosine = nn.functional.normalize(embedded.float(), dim=-1) @ nn.functional.normalize(words, dim=-1).T
-    votes = (SHARPNESS * cosine).log_softmax(-1).masked_fill(~media.unsqueeze(-1), -torch.inf)  # (B, L, W)
-    explained = votes.logsumexp(1) - media.sum(1, keepdim=True).log()
-    return -(explained * present * weight).sum(1).mean()
+    votes = (SHARPNESS * cosine).log_softmax(-1)  # (B, L, W)
+    heard = votes.masked_fill(~media.unsqueeze(-1), -torch.inf)
+    explained = heard.logsumexp(1) - media.sum(1, keepdim=True).log()
+    meant = votes.detach().exp() @ words  # (B, L, D)
+    apart = (embedded.float() - meant)[media].square().sum(-1).mean() / words.square().sum(-1).mean()
+    return COMMITMENT * apart - (explained * present * weight).sum(1).mean()
 
 
 def batch_words_loss(model: AvtForConditionalGeneration, batch: dict[str, torch.Tensor]) -> torch.Tensor:
