@@ -6,10 +6,10 @@ here, `X (L, d)`, where the paper has columns, `X (d, L)`. The constraints are, 
     λ1 (|(A∘M_o) X_t|² + |(A∘M_t) X_o|²)     MSDC, Eq. 14: a block stays silent on the other modality
     λ2 (1 - w ρ)                             MAAC, Eq. 10: the shared block says the same for both modalities
 
-`msdc_gradient` and `maac_gradient` are the paper's equations for one sequence. `msdc_factors` and
-`maac_factors` are what training uses: one row a token, `k_i (r,)`, so that the gradient is `mask ∘ Σ_i k_i
-x_iᵀ` and joins the matrix product that LoRA needs anyway. Eq. 18 as printed lacks a derivative; it is `-w
-∂ρ/∂A`.
+`msdc_gradient` and `maac_gradient` are the paper's equations for one sequence. `msdc_rows`, `energy_rows` and
+`maac_rows` are what training uses: one row a token and block, `k_i (r,)`, so that the gradient is `mask ∘ Σ_i
+k_i x_iᵀ` and joins the matrix product that LoRA needs anyway. They are written for few small kernels. Eq. 18
+as printed lacks a derivative; it is `-w ∂ρ/∂A`.
 """
 
 import torch
@@ -45,32 +45,54 @@ def maac_gradient(A: torch.Tensor, partition: torch.Tensor, X_t: torch.Tensor, X
     return -w * (torch.outer(d_t, v_t) + torch.outer(d_o, v_o)) * M_s
 
 
-def msdc_factors(
-    text_block: torch.Tensor, other_block: torch.Tensor, weights: TokenWeights
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token rows of Eq. 17 for M_t and for M_o, (B, L, r) each.
+def msdc_rows(projected: torch.Tensor, weights: TokenWeights) -> torch.Tensor:
+    """Token rows of Eq. 17 for the text and the non-text block, (B, L, 2, r), times the weights that tokens have.
 
-    `text_block` = X (A∘M_t)ᵀ and `other_block` = X (A∘M_o)ᵀ, (B, L, r), for all tokens; each is foreign to
+    `projected` (B, L, 3, r) = X (A∘M_t)ᵀ, X (A∘M_o)ᵀ, X (A∘M_s)ᵀ for all tokens; the first two are each foreign to
     the other modality's tokens, and the weights are 0 on the rest.
     """
-    return 2 * weights.other * text_block, 2 * weights.text * other_block
+    return projected[:, :, :SHARED_BLOCK] * weights.foreign
 
 
-def maac_factors(shared: torch.Tensor, weights: TokenWeights) -> torch.Tensor:
-    """Token rows of Eq. 22, (B, L, r), averaged over the sequences that hold both modalities.
+def energy_rows(projected: torch.Tensor, weights: TokenWeights) -> torch.Tensor:
+    """Token rows for all blocks, (B, L, 3, r), of a scale-free MSDC: λ1 times both modalities' foreign energy shares,
 
-    `shared` = X (A∘M_s)ᵀ, (B, L, r). Since v_t is a mean of tokens, a token's row is -w ∂ρ/∂s̄ of its
-    modality divided by the number of such tokens in its sequence, which is the transpose of taking the
-    means.
+        E_t = |(A∘M_o) X_t|² / |A X_t|²,   ∂E_t/∂A = 2 (M_o∘[(A∘M_o) X_t X_tᵀ] - E_t A X_t X_tᵀ) / |A X_t|²
+
+    and its mirror E_o. The size of A and of X does not matter, so A cannot lower it by shrinking: what leaves the
+    foreign block goes to the other two. A modality without energy contributes 0.
     """
-    centers = weights.means @ shared  # (B, 2S, r)
-    s_t, s_o = centers.unflatten(1, (-1, 2)).unbind(2)  # (B, S, r)
-    own_center = (weights.means > 0).to(shared.dtype).mT @ centers  # (B, L, r)
-    concentration = weights.means @ cosine(shared, own_center).unsqueeze(-1)  # (B, 2S, 1)
-    w = concentration.unflatten(1, (-1, 2)).sum(2)  # (B, S, 1): c_t + c_o
-    pull = torch.stack(cosine_gradients(s_t, s_o), dim=2)  # (B, S, 2, r)
-    rows = -(w * weights.pairs.unsqueeze(-1)).unsqueeze(2) * pull
-    return weights.means.mT @ rows.flatten(1, 2)
+    whole = projected.sum(2)
+    exclusive = projected[:, :, :SHARED_BLOCK]
+    silent = exclusive.square().sum(-1).flip(-1)  # (B, L, 2): of M_o for text, of M_t for the rest
+    foreign = (silent * weights.member).sum((0, 1))
+    total = (whole.square().sum(-1, keepdim=True) * weights.member).sum((0, 1))
+    inverse = torch.where(total > ZERO_NORM**2, 1 / total, 0)
+    of_foreign = weights.member @ inverse  # (B, L)
+    of_whole = weights.member @ (foreign * inverse * inverse)
+    rows = (-2 * weights.lambda1 * of_whole.unsqueeze(-1) * whole).unsqueeze(2).repeat(1, 1, 3, 1)
+    rows[:, :, :SHARED_BLOCK] += exclusive * weights.foreign * of_foreign[:, :, None, None]
+    return rows
+
+
+def maac_rows(shared: torch.Tensor, weights: TokenWeights) -> torch.Tensor:
+    """Token rows of Eq. 22, (B, L, r), over the sequences that hold both modalities, times those sequences' weights.
+
+    `shared` = X (A∘M_s)ᵀ, (B, L, r). Since v_t is a mean of tokens, a token's row is -w ∂ρ/∂s̄ of its modality
+    divided by the number of such tokens in its sequence, which is the transpose of taking the means. The mean cosine
+    of tokens with s̄ in w is s̄/|s̄| times the mean of the tokens' directions.
+    """
+    directions = shared / torch.linalg.vector_norm(shared, dim=-1, keepdim=True).clamp(min=ZERO_NORM)
+    pooled = weights.means @ torch.cat([shared, directions], -1)  # (B, 2S, 2r)
+    centers, mean_directions = pooled.unflatten(1, (-1, 2)).chunk(2, -1)  # (B, S, 2, r)
+    norms = torch.linalg.vector_norm(centers, dim=-1, keepdim=True)
+    some = norms.clamp(min=ZERO_NORM)
+    units = centers / some
+    partners = units.flip(2)
+    rho = (units * partners).sum(-1, keepdim=True)
+    w = (units * mean_directions).sum((2, 3), keepdim=True) * (norms > ZERO_NORM).all(2, keepdim=True)  # (B, S, 1, 1)
+    pull = (rho * units - partners) / some * (w * weights.pairs)
+    return weights.means.mT @ pull.flatten(1, 2)
 
 
 def cosine(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,8 @@ from imod_core.errors import InputError
 from imod_core.modality import IGNORED, NON_TEXT, TEXT
 from imod_train import ImodConfig
 from imod_train.masks import make_partition
-from imod_train.projection import ImodLinear, Signals
+from imod_train.projection import ImodLinear
+from imod_train.signals import Signals
 from imod_train.tokens import TokenBatch, TokenHolder, loss_share, packed_segments
 
 RANK, FEATURES, ROWS, LENGTH = 4, 24, 2, 10
@@ -210,11 +211,11 @@ def test_a_layer_under_accelerates_device_hook_is_injected_too():
 def test_signals_measure_without_changing_the_gradient():
     layer, twin = make_layer()
     plain = backward(layer, make_x())[1].clone()
-    assert layer.signals is None
+    assert layer.meter.latest is None
     layer.weight.grad = None
     layer.holder.current.sample = True
     assert torch.equal(backward(layer, make_x())[1], plain)
-    signals = Signals(*layer.signals)
+    signals = Signals(*layer.meter.latest)
     task = backward(twin, make_x())[1]
     assert torch.allclose(signals.task, task.square().sum())
     assert torch.allclose(signals.injected, (plain - task).square().sum(), rtol=1e-4)
