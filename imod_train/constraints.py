@@ -12,6 +12,8 @@ k_i x_iᵀ` and joins the matrix product that LoRA needs anyway. They are writte
 as printed lacks a derivative; it is `-w ∂ρ/∂A`.
 """
 
+from typing import NamedTuple
+
 import torch
 
 from imod_train.masks import NON_TEXT_BLOCK, SHARED_BLOCK, TEXT_BLOCK
@@ -19,6 +21,15 @@ from imod_train.tokens import TokenWeights
 
 ZERO_NORM = 1e-12
 """A vector shorter than this has no direction, so its cosine is 0 and its pair contributes nothing."""
+
+
+class Projected(NamedTuple):
+    """The tokens through each block, X (A∘M)ᵀ, (B, L, r); the text block is foreign to non-text tokens, the non-text
+    block to text tokens, and all three sum up to X Aᵀ."""
+
+    text: torch.Tensor
+    other: torch.Tensor
+    shared: torch.Tensor
 
 
 def msdc_gradient(A: torch.Tensor, partition: torch.Tensor, X_t: torch.Tensor, X_o: torch.Tensor) -> torch.Tensor:
@@ -45,34 +56,26 @@ def maac_gradient(A: torch.Tensor, partition: torch.Tensor, X_t: torch.Tensor, X
     return -w * (torch.outer(d_t, v_t) + torch.outer(d_o, v_o)) * M_s
 
 
-def msdc_rows(projected: torch.Tensor, weights: TokenWeights) -> torch.Tensor:
-    """Token rows of Eq. 17 for the text and the non-text block, (B, L, 2, r), times the weights that tokens have.
-
-    `projected` (B, L, 3, r) = X (A∘M_t)ᵀ, X (A∘M_o)ᵀ, X (A∘M_s)ᵀ for all tokens; the first two are each foreign to
-    the other modality's tokens, and the weights are 0 on the rest.
-    """
-    return projected[:, :, :SHARED_BLOCK] * weights.foreign
+def msdc_rows(projected: Projected, weights: TokenWeights) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token rows of Eq. 17 for M_t and for M_o, (B, L, r) each: a block's projections where they are foreign."""
+    return projected.text * weights.text_block, projected.other * weights.other_block
 
 
-def energy_rows(projected: torch.Tensor, weights: TokenWeights) -> torch.Tensor:
-    """Token rows for all blocks, (B, L, 3, r), of a scale-free MSDC: λ1 times both modalities' foreign energy shares,
+def energy_rows(projected: Projected, weights: TokenWeights) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Token rows for M_t, for M_o and for all blocks, (B, L, r), of a scale-free MSDC: λ1 times the foreign shares
 
         E_t = |(A∘M_o) X_t|² / |A X_t|²,   ∂E_t/∂A = 2 (M_o∘[(A∘M_o) X_t X_tᵀ] - E_t A X_t X_tᵀ) / |A X_t|²
 
     and its mirror E_o. The size of A and of X does not matter, so A cannot lower it by shrinking: what leaves the
     foreign block goes to the other two. A modality without energy contributes 0.
     """
-    whole = projected.sum(2)
-    exclusive = projected[:, :, :SHARED_BLOCK]
-    silent = exclusive.square().sum(-1).flip(-1)  # (B, L, 2): of M_o for text, of M_t for the rest
-    foreign = (silent * weights.member).sum((0, 1))
-    total = (whole.square().sum(-1, keepdim=True) * weights.member).sum((0, 1))
-    inverse = torch.where(total > ZERO_NORM**2, 1 / total, 0)
-    of_foreign = weights.member @ inverse  # (B, L)
-    of_whole = weights.member @ (foreign * inverse * inverse)
-    rows = (-2 * weights.lambda1 * of_whole.unsqueeze(-1) * whole).unsqueeze(2).repeat(1, 1, 3, 1)
-    rows[:, :, :SHARED_BLOCK] += exclusive * weights.foreign * of_foreign[:, :, None, None]
-    return rows
+    whole = projected.text + projected.other + projected.shared
+    energies = torch.stack([p.square().sum(-1) for p in (whole, projected.other, projected.text)])  # (3, B, L)
+    total, foreign = ((energies[[0]] * weights.member).sum((1, 2)), (energies[1:] * weights.member).sum((1, 2)))
+    inverse = torch.where(total > ZERO_NORM**2, 1 / total, 0)  # (2,): text, non-text
+    each, common = (torch.einsum("m,mbl->bl", of, weights.member) for of in (inverse, foreign * inverse * inverse))
+    text, other = msdc_rows(projected, weights)
+    return text * each.unsqueeze(-1), other * each.unsqueeze(-1), -2 * weights.lambda1 * common.unsqueeze(-1) * whole
 
 
 def maac_rows(shared: torch.Tensor, weights: TokenWeights) -> torch.Tensor:

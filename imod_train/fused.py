@@ -134,7 +134,7 @@ class FusedLora(torch.autograd.Function):
             if needs_dropped:
                 grad_dropped = (task @ A.to(flat.dtype)).view_as(seen)
             if needs_A:
-                grad_A = ctx.module.gradient(A, seen, task, ctx.batch)
+                grad_A = ctx.module.gradient(A, seen, hidden, task, ctx.batch)
             if needs_B:
                 grad_B = (flat.mT @ hidden.view(-1, hidden.shape[-1])).to(B.dtype).mul_(ctx.scaling)
         return grad_x, grad_dropped, None, None, grad_A, grad_B, None, None, None

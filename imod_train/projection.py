@@ -15,7 +15,8 @@ from torch.autograd.function import once_differentiable
 
 from imod_core.errors import InputError
 from imod_train.config import ImodConfig
-from imod_train.gradient import constrained_gradient
+from imod_train.gradient import block_masks, constrained_gradient
+from imod_train.masks import NON_TEXT_BLOCK, SHARED_BLOCK
 from imod_train.signals import Meter
 from imod_train.tokens import TokenBatch, TokenHolder
 
@@ -27,7 +28,7 @@ class ImodLinear(nn.Linear):
     wrapper for sharding, a forward hook, an optimizer) keeps holding it.
     """
 
-    partition: torch.Tensor
+    masks: torch.Tensor
     config: ImodConfig
     holder: TokenHolder
     module_name: str
@@ -37,8 +38,8 @@ class ImodLinear(nn.Linear):
     def adopt(
         cls, linear: nn.Linear, name: str, partition: torch.Tensor, config: ImodConfig, holder: TokenHolder
     ) -> "ImodLinear":
-        """Turn a plain layer into this class; `partition` (r, d) uint8 becomes a buffer that is never saved."""
-        linear.register_buffer("partition", partition.to(linear.weight.device), persistent=False)
+        """Turn a plain layer into this class; the masks of `partition` (r, d) become a buffer that is never saved."""
+        linear.register_buffer("masks", block_masks(partition).to(linear.weight.device), persistent=False)
         linear.__class__ = cls
         assert isinstance(linear, ImodLinear)
         linear.config, linear.holder, linear.module_name, linear.meter = config, holder, name, Meter()
@@ -47,7 +48,7 @@ class ImodLinear(nn.Linear):
 
     def release(self) -> None:
         """Turn back into a plain `nn.Linear`."""
-        del self.partition
+        del self.masks
         for name in ("config", "holder", "module_name", "meter"):
             delattr(self, name)
         self.__class__ = nn.Linear  # type: ignore[assignment]
@@ -67,10 +68,17 @@ class ImodLinear(nn.Linear):
         """Whether a forward pass now will be trained on."""
         return self.training and torch.is_grad_enabled() and self.weight.requires_grad and self.config.active
 
-    def gradient(self, A: torch.Tensor, x: torch.Tensor, task: torch.Tensor, batch: TokenBatch) -> torch.Tensor:
-        """The gradient of A from its input and the gradient `task` at its output, constraints included."""
+    @property
+    def partition(self) -> torch.Tensor:
+        """Codes of the blocks, (r, d) uint8."""
+        return self.masks[0] * NON_TEXT_BLOCK + self.masks[1] * SHARED_BLOCK
+
+    def gradient(
+        self, A: torch.Tensor, x: torch.Tensor, hidden: torch.Tensor, task: torch.Tensor, batch: TokenBatch
+    ) -> torch.Tensor:
+        """The gradient of A from its input, its output and the gradient `task` there, constraints included."""
         with torch.autocast(x.device.type, enabled=False):  # a backward inside autocast would round to bf16
-            return constrained_gradient(A, x, task, self.partition, self.config, batch, self.meter)
+            return constrained_gradient(A, x, hidden, task, self.masks, self.config, batch, self.meter)
 
     def batch_of(self, input: torch.Tensor) -> TokenBatch:
         """The batch in flight, after a check that `input` holds its tokens."""
@@ -90,20 +98,22 @@ class ImodLinear(nn.Linear):
 
 
 class InjectedProjection(torch.autograd.Function):
-    """`x Aᵀ` whose backward adds the constraints to A's gradient. It saves x and A, as a linear layer does."""
+    """`x Aᵀ` whose backward adds the constraints to A's gradient. It saves x and A, as a linear layer does, and its
+    output, which LoRA's B saves anyway."""
 
     @staticmethod
     def forward(ctx, x: torch.Tensor, A: torch.Tensor, module: ImodLinear, batch: TokenBatch) -> torch.Tensor:
-        ctx.save_for_backward(x, A)
+        hidden = F.linear(x, A.to(x.dtype))
+        ctx.save_for_backward(x, A, hidden)
         ctx.module, ctx.batch = module, batch
-        return F.linear(x, A.to(x.dtype))
+        return hidden
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_output: torch.Tensor):
-        x, A = ctx.saved_tensors
+        x, A, hidden = ctx.saved_tensors
         grad_x = grad_output @ A.to(grad_output.dtype) if ctx.needs_input_grad[0] else None
-        grad_A = ctx.module.gradient(A, x, grad_output, ctx.batch) if ctx.needs_input_grad[1] else None
+        grad_A = ctx.module.gradient(A, x, hidden, grad_output, ctx.batch) if ctx.needs_input_grad[1] else None
         return grad_x, grad_A, None, None
 
 

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import torch
 
-from imod_core.modality import NON_TEXT, TEXT
-from imod_train.masks import NON_TEXT_BLOCK, TEXT_BLOCK, layer_index
+from imod_train.constraints import Projected
+from imod_train.masks import layer_index
 from imod_train.tokens import TokenBatch
 
 MEMORY = 0.9
@@ -55,20 +55,21 @@ class Meter:
         """(r, d) running mean of the Fisher information at non-text tokens less that at text tokens."""
 
     def measure(
-        self, parts: Parts, projected: torch.Tensor, task: torch.Tensor, X: torch.Tensor, batch: TokenBatch
+        self, parts: Parts, projected: Projected, task: torch.Tensor, X: torch.Tensor, batch: TokenBatch
     ) -> None:
-        """Measure one backward: `parts` of the gradient, `projected` (B, L, 3, r), `task` (B·L, r), `X` (B·L, d)."""
-        member, _, _ = batch.counted(X.device, projected.dtype)
-        energies = torch.stack([projected.sum(2), projected[:, :, NON_TEXT_BLOCK], projected[:, :, TEXT_BLOCK]])
-        energies = torch.einsum("eblr,blm->em", energies.square(), member)
+        """Measure one backward: `parts` of the gradient, `task` (B·L, r), `X` (B·L, d)."""
+        member, _, _ = batch.counted(X.device, projected.text.dtype)
+        whole = projected.text + projected.other + projected.shared
+        energies = torch.stack([p.square().sum(-1) for p in (projected.text, projected.other, whole)])  # (3, B, L)
+        of_text, of_other = torch.einsum("ebl,mbl->me", energies, member)
         self.latest = torch.stack(
             Signals(
                 task=parts.task.square().sum(),
                 injected=parts.injected.square().sum(),
-                text_foreign=energies[1, TEXT],
-                text_total=energies[0, TEXT],
-                other_foreign=energies[2, NON_TEXT],
-                other_total=energies[0, NON_TEXT],
+                text_foreign=of_text[1],
+                text_total=of_text[2],
+                other_foreign=of_other[0],
+                other_total=of_other[2],
                 dominated=self._dominated(task, X, member, batch),
             )
         )
@@ -76,10 +77,10 @@ class Meter:
     def _dominated(self, task: torch.Tensor, X: torch.Tensor, member: torch.Tensor, batch: TokenBatch) -> torch.Tensor:
         """Fisher information of an element: the mean over rows of its squared task gradient, Σ over the positions
         of one modality; rows of a batch are told apart, packed samples within a row are not."""
-        rows = member.unsqueeze(-1) * task.view(*member.shape[:2], 1, -1)  # (B, L, 2, r)
-        by_row = rows.flatten(2).to(X.dtype).mT @ X.view(*member.shape[:2], -1)  # (B, 2r, d)
-        scale = batch.multiplier(X.device, member.dtype)
-        text, other = (by_row.to(member.dtype) / scale).square().mean(0).chunk(2)
+        tokens = member.shape[1:]
+        rows = (member.unsqueeze(-1) * task.view(*tokens, -1)).to(X.dtype)  # (2, B, L, r)
+        by_row = (rows.mT @ X.view(*tokens, -1)).to(member.dtype)  # (2, B, r, d)
+        text, other = (by_row / batch.multiplier(X.device, member.dtype)).square().mean(1)
         lead = torch.nan_to_num(other - text, 0.0, 0.0, 0.0)  # a step whose loss scale overflowed says nothing
         self.lead = lead if self.lead is None else torch.lerp(lead, self.lead, MEMORY)
         return (self.lead > 0).to(member.dtype).mean()

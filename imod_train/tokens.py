@@ -22,11 +22,13 @@ IGNORED_LABEL = -100
 class TokenWeights(NamedTuple):
     """Weights of the tokens of one batch, on one device in one floating dtype; λ and the scale of the loss included."""
 
-    foreign: torch.Tensor
-    """(B, L, 2, 1) weight of a token's rows in MSDC: twice λ1 and what the reduction makes of one token, for the
-    text block at non-text tokens and for the non-text block at text tokens; else 0."""
+    text_block: torch.Tensor
+    """(B, L, 1) weight of a token's row in MSDC on the text block: at non-text tokens twice λ1 and what the reduction
+    makes of one token; else 0."""
+    other_block: torch.Tensor
+    """(B, L, 1) the same on the non-text block, at text tokens."""
     member: torch.Tensor
-    """(B, L, 2) 1 where a token is text, and where it is non-text; else 0."""
+    """(2, B, L) 1 where a token is text, and where it is non-text; else 0."""
     means: torch.Tensor
     """(B, 2S, L) row 2s averages the text tokens of sequence s, row 2s+1 its non-text tokens."""
     pairs: torch.Tensor
@@ -84,7 +86,7 @@ class TokenBatch:
         return factor if self.share is None else factor * self.share.to(device, dtype)
 
     def counted(self, device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Membership (B, L, 2), means (B, 2S, L) and pairs (B, S, 1, 1) as in `TokenWeights`, λ and scale left out."""
+        """Membership (2, B, L), means (B, 2S, L) and pairs (B, S, 1, 1) as in `TokenWeights`, λ and scale left out."""
         key = (device, dtype)
         if key not in self._counted:
             self._counted[key] = self._count(device, dtype)
@@ -98,16 +100,16 @@ class TokenBatch:
         strength = torch.full_like(scale, lambda1) if relative else scale * lambda1
         each = 2 * member if relative else 2 * strength * member
         if config.reduction in ("mean", "elements", "relative"):
-            each = each / member.sum((0, 1)).clamp(min=1)
+            each = each / member.sum((1, 2), keepdim=True).clamp(min=1)
         if config.reduction == "elements":
             each = each / rank
-        foreign = each.flip(-1).unsqueeze(-1)  # the text block is foreign to non-text tokens, which come second
-        return TokenWeights(foreign, member, means, pairs * (scale * lambda2), strength)
+        at_text, at_other = each.unsqueeze(-1)
+        return TokenWeights(at_other, at_text, member, means, pairs * (scale * lambda2), strength)
 
     def _count(self, device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         modality = self.modality.to(device)
         inside = torch.stack([modality == TEXT, modality == NON_TEXT], dim=1)  # (B, 2, L)
-        member = inside.mT.to(dtype)
+        member = inside.transpose(0, 1).to(dtype)
         if self.segment is not None:
             numbers = torch.arange(self.segments, device=device)[:, None]
             here = self.segment.to(device)[:, None, :] == numbers  # (B, S, L)
