@@ -24,12 +24,12 @@ ZERO_NORM = 1e-12
 
 
 class Projected(NamedTuple):
-    """The tokens through each block, X (A∘M)ᵀ, (B, L, r); the text block is foreign to non-text tokens, the non-text
-    block to text tokens, and all three sum up to X Aᵀ."""
+    """The tokens through each block, X (A∘M)ᵀ; the three sum up to X Aᵀ."""
 
-    text: torch.Tensor
-    other: torch.Tensor
+    exclusive: torch.Tensor
+    """(B, L, 2, r) through the text block, foreign to non-text tokens, and the non-text block, foreign to text."""
     shared: torch.Tensor
+    """(B, L, r)"""
 
 
 def msdc_gradient(A: torch.Tensor, partition: torch.Tensor, X_t: torch.Tensor, X_o: torch.Tensor) -> torch.Tensor:
@@ -56,45 +56,53 @@ def maac_gradient(A: torch.Tensor, partition: torch.Tensor, X_t: torch.Tensor, X
     return -w * (torch.outer(d_t, v_t) + torch.outer(d_o, v_o)) * M_s
 
 
-def msdc_rows(projected: Projected, weights: TokenWeights) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token rows of Eq. 17 for M_t and for M_o, (B, L, r) each: a block's projections where they are foreign."""
-    return projected.text * weights.text_block, projected.other * weights.other_block
+def msdc_rows(projected: Projected, weights: TokenWeights) -> torch.Tensor:
+    """Token rows of Eq. 17 for M_t and M_o, (B, L, 2, r): a block's projections of the tokens it is foreign to."""
+    return projected.exclusive * weights.foreign
 
 
-def energy_rows(projected: Projected, weights: TokenWeights) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Token rows for M_t, for M_o and for all blocks, (B, L, r), of a scale-free MSDC: λ1 times the foreign shares
+def energy_rows(projected: Projected, weights: TokenWeights) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token rows for M_t and M_o, (B, L, 2, r), and for all blocks, (B, L, r), of a scale-free MSDC: λ1 times the
+    foreign shares of energy
 
         E_t = |(A∘M_o) X_t|² / |A X_t|²,   ∂E_t/∂A = 2 (M_o∘[(A∘M_o) X_t X_tᵀ] - E_t A X_t X_tᵀ) / |A X_t|²
 
     and its mirror E_o. The size of A and of X does not matter, so A cannot lower it by shrinking: what leaves the
     foreign block goes to the other two. A modality without energy contributes 0.
     """
-    whole = projected.text + projected.other + projected.shared
-    energies = torch.stack([p.square().sum(-1) for p in (whole, projected.other, projected.text)])  # (3, B, L)
-    total, foreign = ((energies[[0]] * weights.member).sum((1, 2)), (energies[1:] * weights.member).sum((1, 2)))
+    whole = projected.exclusive.sum(2) + projected.shared
+    foreign, total = energies(projected, whole, weights.member)
     inverse = torch.where(total > ZERO_NORM**2, 1 / total, 0)  # (2,): text, non-text
-    each, common = (torch.einsum("m,mbl->bl", of, weights.member) for of in (inverse, foreign * inverse * inverse))
-    text, other = msdc_rows(projected, weights)
-    return text * each.unsqueeze(-1), other * each.unsqueeze(-1), -2 * weights.lambda1 * common.unsqueeze(-1) * whole
+    share = foreign * inverse
+    at_block = inverse.flip(0).view(2, 1)  # the text block's row belongs to non-text tokens
+    at_token = torch.einsum("m,mbl->bl", share * inverse, weights.member).unsqueeze(-1)
+    return msdc_rows(projected, weights) * at_block, -2 * weights.lambda1 * at_token * whole
+
+
+def energies(
+    projected: Projected, whole: torch.Tensor, member: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """|(A∘M_o) X_t|² and |(A∘M_t) X_o|², (2,), and |A X_t|² and |A X_o|², (2,); `whole` = X Aᵀ, (B, L, r)."""
+    of_blocks = projected.exclusive.to(whole.dtype).square().sum(-1)  # (B, L, 2)
+    return torch.einsum("blm,mbl->m", of_blocks.flip(-1), member), torch.einsum("blr,mbl->m", whole.square(), member)
 
 
 def maac_rows(shared: torch.Tensor, weights: TokenWeights) -> torch.Tensor:
     """Token rows of Eq. 22, (B, L, r), over the sequences that hold both modalities, times those sequences' weights.
 
     `shared` = X (A∘M_s)ᵀ, (B, L, r). Since v_t is a mean of tokens, a token's row is -w ∂ρ/∂s̄ of its modality
-    divided by the number of such tokens in its sequence, which is the transpose of taking the means. The mean cosine
-    of tokens with s̄ in w is s̄/|s̄| times the mean of the tokens' directions.
+    divided by the number of such tokens in its sequence, which is the transpose of taking the means. In w, the mean
+    cosine of tokens with s̄ is s̄/|s̄| times the mean of the tokens' directions.
     """
-    directions = shared / torch.linalg.vector_norm(shared, dim=-1, keepdim=True).clamp(min=ZERO_NORM)
-    pooled = weights.means @ torch.cat([shared, directions], -1)  # (B, 2S, 2r)
-    centers, mean_directions = pooled.unflatten(1, (-1, 2)).chunk(2, -1)  # (B, S, 2, r)
-    norms = torch.linalg.vector_norm(centers, dim=-1, keepdim=True)
-    some = norms.clamp(min=ZERO_NORM)
-    units = centers / some
-    partners = units.flip(2)
-    rho = (units * partners).sum(-1, keepdim=True)
-    w = (units * mean_directions).sum((2, 3), keepdim=True) * (norms > ZERO_NORM).all(2, keepdim=True)  # (B, S, 1, 1)
-    pull = (rho * units - partners) / some * (w * weights.pairs)
+    norms = torch.linalg.vector_norm(shared, dim=-1).clamp_(min=ZERO_NORM).unsqueeze(1)  # (B, 1, L)
+    pooled = torch.cat([weights.means, weights.means / norms], 1) @ shared  # (B, 4S, r)
+    centers, directions = pooled.unflatten(1, (2, -1, 2)).unbind(1)  # (B, S, 2, r): text, non-text
+    lengths = torch.linalg.vector_norm(centers, dim=-1, keepdim=True)
+    inverse = torch.where(lengths > ZERO_NORM, 1 / lengths, 0)
+    units = centers * inverse
+    rho = units.prod(2, keepdim=True).sum(-1, keepdim=True)
+    w = (units * directions).sum((2, 3), keepdim=True)
+    pull = (rho * units - units.flip(2)) * inverse * (w * weights.pairs)
     return weights.means.mT @ pull.flatten(1, 2)
 
 

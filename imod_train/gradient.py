@@ -9,22 +9,21 @@ import torch
 
 from imod_train.config import ImodConfig
 from imod_train.constraints import Projected, energy_rows, maac_rows, msdc_rows
-from imod_train.masks import NON_TEXT_BLOCK, SHARED_BLOCK
+from imod_train.masks import NON_TEXT_BLOCK, TEXT_BLOCK
 from imod_train.signals import Meter, Parts
 from imod_train.tokens import TokenBatch, TokenWeights
 
 
 class Rows(NamedTuple):
-    """What the constraints add to each token's row by block, (B, L, r), loss scale and λ included.
+    """What the constraints add to each token's row, loss scale and λ included; the gradient is Σ over blocks of M ∘
+    (rowsᵀ X)."""
 
-    The gradient is Σ over blocks of M ∘ (rowsᵀ X).
-    """
-
-    text: torch.Tensor
-    other: torch.Tensor
+    exclusive: torch.Tensor
+    """(N, 2, r) for the text and the non-text block."""
     shared: torch.Tensor
+    """(N, r) for the shared block."""
     all: torch.Tensor | None
-    """For every block, where the reduction is `energy`."""
+    """(N, r) for every block, where the reduction is `energy`."""
 
 
 def constrained_gradient(
@@ -49,7 +48,7 @@ def constrained_gradient(
     X = X.float() if X.dtype == torch.float16 else X
     masks = masks.to(X.dtype)
     projected = project(A, X, hidden, masks, batch.modality.shape)
-    weights = batch.weights(config, A.shape[0], X.device, projected.text.dtype)
+    weights = batch.weights(config, A.shape[0], X.device, projected.shared.dtype)
     rows = constraint_rows(projected, config, weights)
     task = task.reshape(-1, A.shape[0])
     relative = weights.lambda1 if config.reduction == "relative" else None
@@ -62,33 +61,34 @@ def constrained_gradient(
 
 
 def block_masks(partition: torch.Tensor) -> torch.Tensor:
-    """M_o and M_s as 0 and 1, (2, r, d) uint8, from codes (r, d); M_t is what they leave."""
-    return torch.stack([partition == block for block in (NON_TEXT_BLOCK, SHARED_BLOCK)]).to(torch.uint8)
+    """M_t and M_o as 0 and 1, (2, r, d) uint8, from codes (r, d); M_s is what they leave."""
+    return torch.stack([partition == block for block in (TEXT_BLOCK, NON_TEXT_BLOCK)]).to(torch.uint8)
 
 
 def project(
     A: torch.Tensor, X: torch.Tensor, hidden: torch.Tensor, masks: torch.Tensor, tokens: torch.Size
 ) -> Projected:
-    """X (A∘M)ᵀ for the three blocks, in float32 at least, in one product of 2r columns: they sum up to `hidden`."""
+    """The tokens through the three blocks in one product of 2r columns, since all three sum up to `hidden`."""
     wide = torch.promote_types(torch.promote_types(A.dtype, X.dtype), torch.float32)
-    of_blocks = (X @ (A.to(X.dtype) * masks).flatten(0, 1).mT).to(wide)
-    other, shared = of_blocks.view(*tokens, 2, -1).unbind(2)
-    return Projected(hidden.view_as(other).to(wide) - other - shared, other, shared)
+    blocks = (A.to(X.dtype) * masks).flatten(0, 1)
+    exclusive = (X @ blocks.mT).view(*tokens, 2, -1)
+    text, other = exclusive.unbind(2)
+    return Projected(exclusive, hidden.view_as(text).to(wide) - text - other)
 
 
 def constraint_rows(projected: Projected, config: ImodConfig, weights: TokenWeights) -> Rows:
     """The constraints' rows under the settings' reduction."""
-    text, other = msdc_rows(projected, weights)
-    common = None
+    shared = maac_rows(projected.shared, weights).flatten(0, 1)
     if config.reduction == "energy":
-        text, other, common = energy_rows(projected, weights)
-    return Rows(text, other, maac_rows(projected.shared, weights), common)
+        exclusive, common = energy_rows(projected, weights)
+        return Rows(exclusive.flatten(0, 1), shared, common.flatten(0, 1))
+    return Rows(msdc_rows(projected, weights).flatten(0, 1), shared, None)
 
 
 def _together(task: torch.Tensor, rows: Rows, X: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     """The gradient, (r, d), from one product of 3r rows."""
-    stacked = torch.stack([rows.text, rows.other, rows.shared], 2).flatten(0, 1)
-    stacked += (task if rows.all is None else task + rows.all.view_as(task)).unsqueeze(1)
+    stacked = torch.cat([rows.exclusive, rows.shared.unsqueeze(1)], 1)
+    stacked += (task if rows.all is None else task + rows.all).unsqueeze(1)
     return _select(*_product(stacked, X), masks)
 
 
@@ -99,14 +99,15 @@ def _apart(
 
     `relative`, 0-dim, scales MSDC so that its norm is that many times the task's.
     """
-    wide = rows.text.dtype
-    stacked = [task, *(row.flatten(0, 1) for row in rows if row is not None)]
-    of_task, text, other, shared, *common = _product(torch.stack(stacked, 1).to(X.dtype), X)
+    wide = rows.shared.dtype
+    others = (rows.shared,) if rows.all is None else (rows.shared, rows.all)
+    stacked = torch.cat([task.unsqueeze(1), rows.exclusive, *(row.unsqueeze(1) for row in others)], 1)
+    of_task, text, other, shared, *common = _product(stacked.to(X.dtype), X)
     of_task = of_task.to(wide)
     if relative is not None:
         norm = torch.linalg.vector_norm(_select(text, other, torch.zeros_like(text), masks), dtype=wide)
         factor = relative * torch.linalg.vector_norm(of_task) / norm.clamp(min=torch.finfo(wide).tiny)
-        text, other, shared = text * factor, other * factor, shared.to(wide)
+        text, other, shared, masks = text * factor, other * factor, shared.to(wide), masks.to(wide)
     injected = _select(text, other, shared, masks).to(wide)
     return Parts(of_task, injected + common[0] if common else injected)
 
@@ -117,7 +118,7 @@ def _product(rows: torch.Tensor, X: torch.Tensor) -> torch.Tensor:
 
 
 def _select(text: torch.Tensor, other: torch.Tensor, shared: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """M_t∘text + M_o∘other + M_s∘shared, (r, d), exactly: each is taken or left. On CPUs many times faster than
+    """M_t∘text + M_o∘other + M_s∘shared, (r, d), exactly: each is taken or left. On a CPU many times faster than
     `torch.where` on random masks."""
-    M_o, M_s = masks.to(text.dtype)
-    return text.lerp(other, M_o).lerp_(shared, M_s)
+    M_t, M_o = masks
+    return shared.lerp(text, M_t).lerp_(other, M_o)

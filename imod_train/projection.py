@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from imod_core.errors import InputError
 from imod_train.config import ImodConfig
 from imod_train.gradient import block_masks, constrained_gradient
-from imod_train.masks import NON_TEXT_BLOCK, SHARED_BLOCK
+from imod_train.masks import NON_TEXT_BLOCK, SHARED_BLOCK, TEXT_BLOCK
 from imod_train.signals import Meter
 from imod_train.tokens import TokenBatch, TokenHolder
 
@@ -71,14 +71,14 @@ class ImodLinear(nn.Linear):
     @property
     def partition(self) -> torch.Tensor:
         """Codes of the blocks, (r, d) uint8."""
-        return self.masks[0] * NON_TEXT_BLOCK + self.masks[1] * SHARED_BLOCK
+        M_t, M_o = self.masks.bool()
+        return torch.full_like(self.masks[0], SHARED_BLOCK).masked_fill(M_t, TEXT_BLOCK).masked_fill(M_o, NON_TEXT_BLOCK)
 
     def gradient(
         self, A: torch.Tensor, x: torch.Tensor, hidden: torch.Tensor, task: torch.Tensor, batch: TokenBatch
     ) -> torch.Tensor:
         """The gradient of A from its input, its output and the gradient `task` there, constraints included."""
-        with torch.autocast(x.device.type, enabled=False):  # a backward inside autocast would round to bf16
-            return constrained_gradient(A, x, hidden, task, self.masks, self.config, batch, self.meter)
+        return constrained_gradient(A, x, hidden, task, self.masks, self.config, batch, self.meter)
 
     def batch_of(self, input: torch.Tensor) -> TokenBatch:
         """The batch in flight, after a check that `input` holds its tokens."""
@@ -112,8 +112,12 @@ class InjectedProjection(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_output: torch.Tensor):
         x, A, hidden = ctx.saved_tensors
-        grad_x = grad_output @ A.to(grad_output.dtype) if ctx.needs_input_grad[0] else None
-        grad_A = ctx.module.gradient(A, x, hidden, grad_output, ctx.batch) if ctx.needs_input_grad[1] else None
+        grad_x = grad_A = None
+        with torch.autocast(x.device.type, enabled=False):  # a backward inside autocast would round to bf16
+            if ctx.needs_input_grad[0]:
+                grad_x = grad_output @ A.to(grad_output.dtype)
+            if ctx.needs_input_grad[1]:
+                grad_A = ctx.module.gradient(A, x, hidden, grad_output, ctx.batch)
         return grad_x, grad_A, None, None
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from imod_train.constraints import Projected
+from imod_train.constraints import Projected, energies
 from imod_train.masks import layer_index
 from imod_train.tokens import TokenBatch
 
@@ -58,18 +58,17 @@ class Meter:
         self, parts: Parts, projected: Projected, task: torch.Tensor, X: torch.Tensor, batch: TokenBatch
     ) -> None:
         """Measure one backward: `parts` of the gradient, `task` (B·L, r), `X` (B·L, d)."""
-        member, _, _ = batch.counted(X.device, projected.text.dtype)
-        whole = projected.text + projected.other + projected.shared
-        energies = torch.stack([p.square().sum(-1) for p in (projected.text, projected.other, whole)])  # (3, B, L)
-        of_text, of_other = torch.einsum("ebl,mbl->me", energies, member)
+        member, _, _ = batch.counted(X.device, projected.shared.dtype)
+        whole = projected.exclusive.sum(2) + projected.shared
+        foreign, total = energies(projected, whole, member)
         self.latest = torch.stack(
             Signals(
                 task=parts.task.square().sum(),
                 injected=parts.injected.square().sum(),
-                text_foreign=of_text[1],
-                text_total=of_text[2],
-                other_foreign=of_other[0],
-                other_total=of_other[2],
+                text_foreign=foreign[0],
+                text_total=total[0],
+                other_foreign=foreign[1],
+                other_total=total[1],
                 dominated=self._dominated(task, X, member, batch),
             )
         )

@@ -22,11 +22,9 @@ IGNORED_LABEL = -100
 class TokenWeights(NamedTuple):
     """Weights of the tokens of one batch, on one device in one floating dtype; λ and the scale of the loss included."""
 
-    text_block: torch.Tensor
-    """(B, L, 1) weight of a token's row in MSDC on the text block: at non-text tokens twice λ1 and what the reduction
-    makes of one token; else 0."""
-    other_block: torch.Tensor
-    """(B, L, 1) the same on the non-text block, at text tokens."""
+    foreign: torch.Tensor
+    """(B, L, 2, 1) weight of a token's rows in MSDC, twice λ1 and what the reduction makes of one token: on the text
+    block for non-text tokens, on the non-text block for text tokens; else 0."""
     member: torch.Tensor
     """(2, B, L) 1 where a token is text, and where it is non-text; else 0."""
     means: torch.Tensor
@@ -103,8 +101,8 @@ class TokenBatch:
             each = each / member.sum((1, 2), keepdim=True).clamp(min=1)
         if config.reduction == "elements":
             each = each / rank
-        at_text, at_other = each.unsqueeze(-1)
-        return TokenWeights(at_other, at_text, member, means, pairs * (scale * lambda2), strength)
+        foreign = each.flip(0).permute(1, 2, 0).unsqueeze(-1)  # the text block is foreign to the second, non-text
+        return TokenWeights(foreign.contiguous(), member, means, pairs * (scale * lambda2), strength)
 
     def _count(self, device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         modality = self.modality.to(device)
