@@ -12,12 +12,14 @@ import argparse
 import json
 import statistics
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from imod_train import ImodConfig, attach
@@ -57,7 +59,11 @@ def make_step(name: str, options: argparse.Namespace, rank: int, dtype: torch.dt
     ids = torch.randint(0, IMAGE, (1, options.tokens), generator=torch.Generator().manual_seed(0)).to(options.device)
     ids[:, : options.tokens // 2] = IMAGE
     extra = naive_constraint(model, ids == IMAGE) if name == "naive" else None
-    handle = attach(model, ImodConfig(), fused=name != "general") if name in ("imod", "general", "sampled", "fused") else None
+    handle = (
+        attach(model, ImodConfig(), fused=name != "general")
+        if name in ("imod", "general", "sampled", "fused")
+        else None
+    )
     if name == "fused":
         for module in handle.modules.values():
             module.gradient = task_gradient
@@ -75,7 +81,9 @@ def make_step(name: str, options: argparse.Namespace, rank: int, dtype: torch.dt
     return step
 
 
-def task_gradient(A: torch.Tensor, x: torch.Tensor, hidden: torch.Tensor, task: torch.Tensor, batch: Any) -> torch.Tensor:
+def task_gradient(
+    A: torch.Tensor, x: torch.Tensor, hidden: torch.Tensor, task: torch.Tensor, batch: Any
+) -> torch.Tensor:
     """LoRA's gradient of A alone."""
     return (task.T @ x.reshape(-1, x.shape[-1])).to(A.dtype)
 
@@ -121,21 +129,39 @@ def interleaved(steps: dict[str, Step], rounds: int) -> dict[str, list[float]]:
     return seconds
 
 
+class LiveStorages(TorchDispatchMode):
+    """Bytes of the storages that operations made and that still live, and the most at any time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live: dict[int, int] = {}
+        self.most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(found):
+            if isinstance(tensor, torch.Tensor):
+                self._follow(tensor.untyped_storage())
+        return found
+
+    def _follow(self, storage: torch.UntypedStorage) -> None:
+        address = storage.data_ptr()
+        if address and address not in self.live:
+            self.live[address] = storage.nbytes()
+            weakref.finalize(storage, self.live.pop, address, None)
+            self.most = max(self.most, sum(self.live.values()))
+
+
 def peak_bytes(step: Step, device: str) -> int:
-    """The most memory that a step held beyond what was there before it."""
+    """The most memory that a step holds at once beyond what was there before it."""
     if device == "cuda":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         step()
         return torch.cuda.max_memory_allocated() - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with LiveStorages() as storages:
         step()
-    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
-    held = most = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        held += event.nbytes()
-        most = max(most, held)
-    return most
+    return storages.most
 
 
 def measure(options: argparse.Namespace, rank: int, dtype: str) -> dict[str, Any]:

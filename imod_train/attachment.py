@@ -40,12 +40,12 @@ def attach(
     """Make the LoRA A matrices of an adapter carry IMoD's constraints in training; returns the handle that
     undoes it.
 
-    The parameters, their names and the forward pass stay LoRA's. `fused` lets plain LoRA layers compute base output, A
-    and B in one piece, which is faster than PEFT and equal to it up to rounding; layers that cannot (quantised bases,
-    several active adapters, hooks inside) go PEFT's own way, as all do without `fused`, bit for bit. Raises InputError, before anything is
-    changed, for a model without such an adapter, for LoRA variants (DoRA and others), embeddings,
-    convolutions, layers outside the language model, half-precision or frozen A matrices, and configurations
-    without placeholder ids.
+    The parameters, their names and what the forward pass computes stay LoRA's. `fused` lets plain LoRA layers compute
+    base output, A and B in one piece, which is faster than PEFT and equal to it up to rounding; layers that cannot
+    (quantised bases, several active adapters, hooks inside) go PEFT's own way, bit for bit, as all do without `fused`.
+    Raises InputError, before anything is changed, for a model without such an adapter, for LoRA variants (DoRA and
+    others), embeddings, convolutions, layers outside the language model, half-precision or frozen A matrices, and
+    configurations without placeholder ids.
     """
     if not isinstance(peft_model, PeftModel):
         raise InputError(
@@ -139,6 +139,7 @@ class ImodHandle:
         meters = {name: module.meter for name, module in self.modules.items()}
         return summarise(meters, {name: module.weight.numel() for name, module in self.modules.items()})
 
+    @torch.compiler.disable
     def _before(self, base: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         if self._counts(base):
             if self._holder.strength is None:
@@ -148,6 +149,7 @@ class ImodHandle:
                 )
             self._holder.fill({**self._signature.bind_partial(*args).arguments, **kwargs})
 
+    @torch.compiler.disable
     def _after(self, base: nn.Module, args: tuple, output: Any) -> None:
         loss = _loss_of(output) if self._counts(base) else None
         if loss is not None:

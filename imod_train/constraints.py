@@ -79,9 +79,7 @@ def energy_rows(projected: Projected, weights: TokenWeights) -> tuple[torch.Tens
     return msdc_rows(projected, weights) * at_block, -2 * weights.lambda1 * at_token * whole
 
 
-def energies(
-    projected: Projected, whole: torch.Tensor, member: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def energies(projected: Projected, whole: torch.Tensor, member: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """|(A∘M_o) X_t|² and |(A∘M_t) X_o|², (2,), and |A X_t|² and |A X_o|², (2,); `whole` = X Aᵀ, (B, L, r)."""
     of_blocks = projected.exclusive.to(whole.dtype).square().sum(-1)  # (B, L, 2)
     return torch.einsum("blm,mbl->m", of_blocks.flip(-1), member), torch.einsum("blr,mbl->m", whole.square(), member)

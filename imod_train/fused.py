@@ -51,13 +51,17 @@ class FusedLoraLinear(LoraLinear):
         dtype = None if args or kwargs else self._product_dtype(x)
         if dtype is None:
             return super().forward(x, *args, **kwargs)
+        return self._opaque(x.to(dtype)) if torch.compiler.is_compiling() else self._fused(x.to(dtype))
+
+    def _fused(self, x: torch.Tensor) -> torch.Tensor:
         name, base = self.fused_adapter, self.base_layer
         A, B, dropout = self.lora_A[name], self.lora_B[name], self.lora_dropout[name]
-        x = x.to(dtype)
         dropped = None if isinstance(dropout, nn.Identity) else dropout(x)
         return FusedLora.apply(
             x, dropped, base.weight, base.bias, A.weight, B.weight, self.scaling[name], A, A.batch_of(x)
         )
+
+    _opaque = torch.compiler.disable(_fused)
 
     def _product_dtype(self, x: torch.Tensor) -> torch.dtype | None:
         """The dtype of the products with `x`, as autocast has it; None where the short way is not open."""

@@ -61,7 +61,12 @@ class ImodLinear(nn.Linear):
         device = input.device.type
         if torch.is_autocast_enabled(device):
             input = input.to(torch.get_autocast_dtype(device))
+        return self._opaque(input) if torch.compiler.is_compiling() else self._project(input)
+
+    def _project(self, input: torch.Tensor) -> torch.Tensor:
         return InjectedProjection.apply(input, self.weight, self, self.batch_of(input))
+
+    _opaque = torch.compiler.disable(_project)
 
     @property
     def injects(self) -> bool:
@@ -72,7 +77,9 @@ class ImodLinear(nn.Linear):
     def partition(self) -> torch.Tensor:
         """Codes of the blocks, (r, d) uint8."""
         M_t, M_o = self.masks.bool()
-        return torch.full_like(self.masks[0], SHARED_BLOCK).masked_fill(M_t, TEXT_BLOCK).masked_fill(M_o, NON_TEXT_BLOCK)
+        return (
+            torch.full_like(self.masks[0], SHARED_BLOCK).masked_fill(M_t, TEXT_BLOCK).masked_fill(M_o, NON_TEXT_BLOCK)
+        )
 
     def gradient(
         self, A: torch.Tensor, x: torch.Tensor, hidden: torch.Tensor, task: torch.Tensor, batch: TokenBatch

@@ -99,7 +99,7 @@ def summarise(meters: Mapping[str, Meter], elements: Mapping[str, int]) -> dict[
     table = torch.stack([meters[name].latest.double().cpu() for name in names])  # type: ignore[union-attr]
     sizes = torch.tensor([elements[name] for name in names], dtype=torch.float64)
     found = _ratios(table, sizes)
-    for group, rows in _layer_groups(names).items():
+    for group, rows in layer_groups(names).items():
         found |= {f"{name}/{group}": ratio for name, ratio in _ratios(table[rows], sizes[rows]).items()}
     return {f"imod/{name}": ratio for name, ratio in found.items()}
 
@@ -115,7 +115,7 @@ def _ratios(table: torch.Tensor, sizes: torch.Tensor) -> dict[str, float]:
     return {name: float(ratio) for name, ratio in ratios.items() if torch.isfinite(ratio)}
 
 
-def _layer_groups(names: list[str]) -> dict[str, list[int]]:
+def layer_groups(names: list[str]) -> dict[str, list[int]]:
     """Places in `names` by group of layers; a module outside the layers is in none."""
     layers = [layer_index(name) for name in names]
     depth = max((layer + 1 for layer in layers if layer is not None), default=0)
