@@ -1,60 +1,124 @@
-"""One training step of IMoD beside plain LoRA of the same shape: time ratio, measured interleaved, medians.
+"""One training step of IMoD beside LoRA of the same shape: time and peak memory, measured in turn, medians.
 
-    python benchmarks/train_step.py [--width 896] [--layers 4] [--tokens 512] [--rank 4] [--rounds 7] [--json]
+    python benchmarks/train_step.py [--width 896] [--layers 4] [--tokens 512] [--ranks 4 16 64] [--json]
 
-Both models are random Qwen2 stacks with adapters on all linears and the same batch, half of it media tokens; a step
-is forward and backward. The ratio says more than the seconds, which belong to the machine.
+Every model is the same random Qwen2 stack with adapters on all linears and the same batch, half of it media
+tokens; a step is forward and backward. `lora` is PEFT's own, `fused` the same LoRA through `imod_train.fused`
+without constraints, `dora` PEFT's DoRA, `naive` the constraints as a loss for autograd. A ratio is the median over
+rounds of two times taken in the same round: it says more than the seconds, which belong to the machine.
 """
 
 import argparse
 import json
 import statistics
 import time
+import weakref
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from imod_train import ImodConfig, attach
+from imod_train.constraints import cosine
+from imod_train.projection import ImodLinear
 
 VOCABULARY, IMAGE = 1000, 999
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+VARIANTS = ("imod", "general", "sampled", "lora", "fused", "dora", "naive")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+Step = Callable[[], None]
 
 
-def make_model(width: int, layers: int, rank: int, device: str) -> PeftModel:
-    """A random Qwen2 with a LoRA adapter, ready to train."""
+def make_model(options: argparse.Namespace, rank: int, dtype: torch.dtype, **changes: Any) -> PeftModel:
+    """A random Qwen2 in `dtype` with a float32 LoRA adapter, ready to train."""
     torch.manual_seed(0)
+    width = options.width
     config = Qwen2Config(
         hidden_size=width,
         intermediate_size=4 * width,
-        num_hidden_layers=layers,
+        num_hidden_layers=options.layers,
         num_attention_heads=width // 64,
         num_key_value_heads=max(1, width // 448),
         vocab_size=VOCABULARY,
         image_token_id=IMAGE,
         use_cache=False,
     )
-    lora = LoraConfig(r=rank, lora_alpha=16, target_modules=LINEARS, task_type="CAUSAL_LM", init_lora_weights=False)
-    return get_peft_model(Qwen2ForCausalLM(config), lora).to(device).train()
+    settings = {"r": rank, "lora_alpha": 16, "target_modules": LINEARS, "task_type": "CAUSAL_LM"}
+    lora = LoraConfig(**{**settings, "init_lora_weights": False, **changes})
+    base = Qwen2ForCausalLM(config).to(options.device, dtype)
+    return get_peft_model(base, lora).train()
 
 
-def make_step(model: PeftModel, tokens: int, device: str) -> Callable[[], None]:
-    """Forward and backward on a batch of one row."""
-    ids = torch.randint(0, IMAGE, (1, tokens), device=device, generator=torch.Generator(device).manual_seed(0))
-    ids[:, : tokens // 2] = IMAGE
+def make_step(name: str, options: argparse.Namespace, rank: int, dtype: torch.dtype) -> Step:
+    """Forward and backward of one variant on a batch of one row."""
+    model = make_model(options, rank, dtype, use_dora=name == "dora")
+    ids = torch.randint(0, IMAGE, (1, options.tokens), generator=torch.Generator().manual_seed(0)).to(options.device)
+    ids[:, : options.tokens // 2] = IMAGE
+    extra = naive_constraint(model, ids == IMAGE) if name == "naive" else None
+    handle = (
+        attach(model, ImodConfig(), fused=name != "general")
+        if name in ("imod", "general", "sampled", "fused")
+        else None
+    )
+    if name == "fused":
+        for module in handle.modules.values():
+            module.gradient = task_gradient
 
     def step() -> None:
         model.zero_grad(set_to_none=True)
-        model(input_ids=ids, labels=ids).loss.backward()
-        if device == "cuda":
+        if name == "sampled":
+            handle.sample_next()
+        with torch.autocast(options.device, dtype, enabled=dtype != torch.float32):
+            loss = model(input_ids=ids, labels=ids).loss
+        (loss if extra is None else loss + extra()).backward()
+        if options.device == "cuda":
             torch.cuda.synchronize()
 
     return step
 
 
-def interleaved(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
-    """Median seconds of each step, taken in turn after one unmeasured round."""
+def task_gradient(
+    A: torch.Tensor, x: torch.Tensor, hidden: torch.Tensor, task: torch.Tensor, batch: Any
+) -> torch.Tensor:
+    """LoRA's gradient of A alone."""
+    return (task.T @ x.reshape(-1, x.shape[-1])).to(A.dtype)
+
+
+def naive_constraint(model: PeftModel, media: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """The constraints as a loss over what every A saw, which autograd differentiates."""
+    handle = attach(model, ImodConfig())
+    layers = [(module, [module.partition == block for block in range(3)]) for module in handle.modules.values()]
+    handle.detach()
+    terms: list[torch.Tensor] = []
+
+    def add(masks: list[torch.Tensor]) -> Callable:
+        def hook(module: ImodLinear, args: tuple) -> None:
+            X = args[0].detach()
+            text, other, shared = (X @ (module.weight * mask).T.to(X.dtype) for mask in masks)
+            silent = other[~media].square().sum(-1).mean() + text[media].square().sum(-1).mean()
+            s_t, s_o = shared[~media], shared[media]
+            w = sum(cosine(s, s.mean(0)).mean() for s in (s_t.detach(), s_o.detach()))
+            terms.append(0.01 * silent + 1e-4 * (1 - w * cosine(s_t.mean(0), s_o.mean(0))))
+
+        return hook
+
+    for module, masks in layers:
+        module.register_forward_pre_hook(add(masks))
+
+    def total() -> torch.Tensor:
+        found = sum(terms)
+        terms.clear()
+        return found
+
+    return total
+
+
+def interleaved(steps: dict[str, Step], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each step in each round, taken in turn after one unmeasured round."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for measured in [False, *[True] * rounds]:
         for name, step in steps.items():
@@ -62,26 +126,91 @@ def interleaved(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, 
             step()
             if measured:
                 seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    return seconds
+
+
+class LiveStorages(TorchDispatchMode):
+    """Bytes of the storages that operations made and that still live, and the most at any time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live: dict[int, int] = {}
+        self.most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(found):
+            if isinstance(tensor, torch.Tensor):
+                self._follow(tensor.untyped_storage())
+        return found
+
+    def _follow(self, storage: torch.UntypedStorage) -> None:
+        address = storage.data_ptr()
+        if address and address not in self.live:
+            self.live[address] = storage.nbytes()
+            weakref.finalize(storage, self.live.pop, address, None)
+            self.most = max(self.most, sum(self.live.values()))
+
+
+def peak_bytes(step: Step, device: str) -> int:
+    """The most memory that a step holds at once beyond what was there before it."""
+    if device == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        return torch.cuda.max_memory_allocated() - before
+    with LiveStorages() as storages:
+        step()
+    return storages.most
+
+
+def measure(options: argparse.Namespace, rank: int, dtype: str) -> dict[str, Any]:
+    """Medians of one rank and dtype."""
+    steps = {name: make_step(name, options, rank, DTYPES[dtype]) for name in options.variants}
+    seconds = interleaved(steps, options.rounds)
+    memory = {name: peak_bytes(step, options.device) for name, step in steps.items()}
+    return {
+        "rank": rank,
+        "dtype": dtype,
+        "seconds": {name: statistics.median(values) for name, values in seconds.items()},
+        "peak_bytes": memory,
+        **{f"{name}/{base}": ratio(seconds[name], seconds[base]) for name, base in compared(seconds)},
+        **{f"memory {name}/{base}": memory[name] / memory[base] for name, base in compared(memory)},
+    }
+
+
+def compared(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """Which variants are set against which."""
+    pairs = [(name, "lora") for name in VARIANTS if name != "lora"] + [("imod", "fused"), ("sampled", "imod")]
+    return [(name, base) for name, base in pairs if name in found and base in found]
+
+
+def ratio(left: list[float], right: list[float]) -> float:
+    """Median over rounds of the ratio within a round."""
+    return statistics.median(a / b for a, b in zip(left, right, strict=True))
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, value in (("width", 896), ("layers", 4), ("tokens", 512), ("rank", 4), ("rounds", 7)):
+    for name, value in (("width", 896), ("layers", 4), ("tokens", 512), ("rounds", 9)):
         parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[4, 16, 64])
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=[v for v in VARIANTS if v != "general"])
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
     options = parser.parse_args()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    models = {name: make_model(options.width, options.layers, options.rank, device) for name in ("lora", "imod")}
-    attach(models["imod"], ImodConfig())
-    steps = {name: make_step(model, options.tokens, device) for name, model in models.items()}
-    seconds = interleaved(steps, options.rounds)
-    result = {**vars(options), "device": device, "seconds": seconds, "imod/lora": seconds["imod"] / seconds["lora"]}
-    if options.json:
-        print(json.dumps(result))
-    else:
-        print(f"LoRA {seconds['lora']:.3f} s, IMoD {seconds['imod']:.3f} s, ratio {result['imod/lora']:.3f} ({device})")
+    options.device = "cuda" if torch.cuda.is_available() else "cpu"
+    for dtype in options.dtypes:
+        for rank in options.ranks:
+            found = measure(options, rank, dtype)
+            if options.json:
+                print(json.dumps({**vars(options), **found}), flush=True)
+                continue
+            seconds = ", ".join(f"{name} {s:.3f} s" for name, s in found["seconds"].items())
+            print(f"{dtype}, rank {rank} on {options.device}: {seconds}")
+            pairs = ((key, value) for key, value in found.items() if "/" in key)
+            print("    " + ", ".join(f"{key} {value:.3f}" for key, value in pairs), flush=True)
 
 
 if __name__ == "__main__":

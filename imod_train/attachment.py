@@ -21,8 +21,10 @@ from torch import nn
 from imod_core.errors import InputError
 from imod_core.modality import boundary_token_ids, media_token_ids
 from imod_train.config import ImodConfig
+from imod_train.fused import FusedLoraLinear
 from imod_train.masks import layer_index, make_partition, partitions_hash, shared_share
-from imod_train.projection import ImodLinear, Signals
+from imod_train.projection import ImodLinear
+from imod_train.signals import summarise
 from imod_train.tokens import TokenHolder
 
 _MEDIA_PART = re.compile(
@@ -32,14 +34,18 @@ _MEDIA_PART = re.compile(
 _NARROW = "narrow target_modules to the linear layers of the language model"
 
 
-def attach(peft_model: PeftModel, config: ImodConfig, adapter_name: str = "default") -> "ImodHandle":
+def attach(
+    peft_model: PeftModel, config: ImodConfig, adapter_name: str = "default", fused: bool = True
+) -> "ImodHandle":
     """Make the LoRA A matrices of an adapter carry IMoD's constraints in training; returns the handle that
     undoes it.
 
-    The parameters, their names and the forward pass stay LoRA's. Raises InputError, before anything is
-    changed, for a model without such an adapter, for LoRA variants (DoRA and others), embeddings,
-    convolutions, layers outside the language model, half-precision or frozen A matrices, and configurations
-    without placeholder ids.
+    The parameters, their names and what the forward pass computes stay LoRA's. `fused` lets plain LoRA layers compute
+    base output, A and B in one piece, which is faster than PEFT and equal to it up to rounding; layers that cannot
+    (quantised bases, several active adapters, hooks inside) go PEFT's own way, bit for bit, as all do without `fused`.
+    Raises InputError, before anything is changed, for a model without such an adapter, for LoRA variants (DoRA and
+    others), embeddings, convolutions, layers outside the language model, half-precision or frozen A matrices, and
+    configurations without placeholder ids.
     """
     if not isinstance(peft_model, PeftModel):
         raise InputError(
@@ -54,7 +60,9 @@ def attach(peft_model: PeftModel, config: ImodConfig, adapter_name: str = "defau
     modules = {
         name: ImodLinear.adopt(linear, name, partitions[name], config, holder) for name, linear in layers.items()
     }
-    return ImodHandle(base, modules, config, adapter_name, holder, partitions_hash(partitions))
+    branches = [FusedLoraLinear.adopt(base.get_submodule(name), adapter_name) for name in layers if fused]
+    fused_layers = [branch for branch in branches if branch is not None]
+    return ImodHandle(base, modules, fused_layers, config, adapter_name, holder, partitions_hash(partitions))
 
 
 class ImodHandle:
@@ -64,6 +72,7 @@ class ImodHandle:
         self,
         base: nn.Module,
         modules: dict[str, ImodLinear],
+        fused: list[FusedLoraLinear],
         config: ImodConfig,
         adapter_name: str,
         holder: TokenHolder,
@@ -71,10 +80,13 @@ class ImodHandle:
     ):
         self.modules = modules
         """The adapted A matrices by the name of the layer they sit on, as the base model names it."""
+        self.fused = fused
+        """The LoRA layers that take the short way where they can."""
         self.config = config
         self.adapter_name = adapter_name
         self._base = base
         self._holder = holder
+        self._holder.strength = None if config.warmup_steps else 1.0
         self._masks_sha256 = masks_sha256
         self._signature = inspect.signature(base.forward)
         self._hooks = [
@@ -83,12 +95,14 @@ class ImodHandle:
         ]
 
     def detach(self) -> None:
-        """Make every module a plain `nn.Linear` again and take the hooks off. A second call does nothing."""
+        """Make every layer PEFT's own again and take the hooks off. A second call does nothing."""
         for hook in self._hooks:
             hook.remove()
+        for layer in self.fused:
+            layer.release()
         for module in self.modules.values():
             module.release()
-        self._hooks, self.modules = [], {}
+        self._hooks, self.modules, self.fused = [], {}, []
 
     def scale(self, loss: torch.Tensor) -> torch.Tensor:
         """Announce a loss of your own, 0-dim, and get it back. Needed only when it is not the model's
@@ -110,33 +124,32 @@ class ImodHandle:
             "masks_sha256": self._masks_sha256,
         }
 
+    def warm_up(self, step: int) -> None:
+        """Set λ1 and λ2 for optimizer step `step`, counted from 0; needed where the settings have `warmup_steps`."""
+        if self.config.warmup_steps:
+            self._holder.strength = min(1.0, step / self.config.warmup_steps)
+
     def sample_next(self) -> None:
-        """Measure the signals in the backward of the next training forward (about one more product a module)."""
+        """Measure the signals in the backward of the next training forward."""
         self._holder.sample_next = True
 
     def signals(self) -> dict[str, float]:
-        """The latest measured signals; waits for the device. Empty before the first measured backward.
+        """The latest measured signals by name; see `imod_train.signals.summarise`. Waits for the device; empty before
+        the first measured backward."""
+        meters = {name: module.meter for name, module in self.modules.items()}
+        return summarise(meters, {name: module.weight.numel() for name, module in self.modules.items()})
 
-        `imod/injected_over_task`: norm of what the constraints add to the gradients of all A over the task's
-        norm; left out while the task gradient is zero, as in LoRA's first step where B = 0.
-        `imod/text_foreign_energy`: |(A∘M_o) X_t|²/|A X_t|², mean over modules;
-        `imod/non_text_foreign_energy` its mirror.
-        """
-        measured = [module.signals for module in self.modules.values() if module.signals is not None]
-        if not measured:
-            return {}
-        table = Signals(*torch.stack([row.double().cpu() for row in measured]).unbind(1))
-        ratios = {
-            "injected_over_task": (table.injected.sum() / table.task.sum()).sqrt(),
-            "text_foreign_energy": (table.text_foreign / table.text_total).nanmean(),
-            "non_text_foreign_energy": (table.other_foreign / table.other_total).nanmean(),
-        }
-        return {f"imod/{name}": float(ratio) for name, ratio in ratios.items() if torch.isfinite(ratio)}
-
+    @torch.compiler.disable
     def _before(self, base: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         if self._counts(base):
+            if self._holder.strength is None:
+                raise InputError(
+                    f"The IMoD setting 'warmup_steps' is {self.config.warmup_steps}, but nobody counts the steps: "
+                    "use ImodCallback, or call handle.warm_up(step) before each."
+                )
             self._holder.fill({**self._signature.bind_partial(*args).arguments, **kwargs})
 
+    @torch.compiler.disable
     def _after(self, base: nn.Module, args: tuple, output: Any) -> None:
         loss = _loss_of(output) if self._counts(base) else None
         if loss is not None:

@@ -34,8 +34,10 @@ class ImodCallback(TrainerCallback):
         self.handle = attach(model, self.config, self.adapter_name)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Measure the signals in the steps that will be logged."""
+        """Count the warm-up, and measure the signals in the steps that will be logged."""
         step = state.global_step + 1
+        if self.handle:
+            self.handle.warm_up(state.global_step)
         if self.handle and (step % max(int(state.logging_steps), 1) == 0 or step == state.max_steps):
             self.handle.sample_next()
 

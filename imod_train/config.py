@@ -6,7 +6,7 @@ from typing import Any
 
 from imod_core.errors import InputError
 
-REDUCTIONS = ("mean", "paper")
+REDUCTIONS = ("mean", "paper", "elements", "energy", "relative")
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,13 @@ class ImodConfig:
     """Weight of MAAC, the alignment constraint (Eq. 11). 1e-4: the paper's ablation."""
 
     reduction: str = "mean"
-    """How MSDC adds up over the tokens of a micro-batch. `mean`: the sum over its text tokens divided by
-    their number, plus the sum over its non-text tokens divided by theirs. `paper`: the two sums themselves,
-    as Eq. 13 has the Frobenius norm; they grow with length and batch size."""
+    """How MSDC adds up over the tokens of a micro-batch, and with it what λ1 means.
+
+    `mean`: the sum over its text tokens divided by their number, plus the sum over its non-text tokens divided by
+    theirs. `paper`: the two sums themselves, as Eq. 13 has the Frobenius norm; they grow with length and batch size.
+    `elements`: `mean` divided by the rank, a mean over all elements as in a mean squared error. `energy`: each sum
+    divided by |A X|² of the same tokens, so that neither the size of A nor of X matters. `relative`: the gradient of
+    `mean`, scaled in each matrix and backward pass to λ1 times the norm of the task's gradient."""
 
     shared_ratio: float = 0.3
     """r_s0, the share of a matrix's elements in the shared block at layer 0. With alpha = 0.4 it makes 0.5
@@ -44,6 +48,11 @@ class ImodConfig:
     maac: bool = True
     """Whether the alignment constraint is on."""
 
+    warmup_steps: int = 0
+    """Optimizer steps over which λ1 and λ2 rise linearly to their values. While B is near zero the task hardly moves
+    A, and the constraints would move it alone. `ImodCallback` counts the steps; in a loop of your own call
+    `handle.warm_up(step)` before each."""
+
     seed: int = 0
     """Seed of the partitions. Together with a module's name it decides that module's masks."""
 
@@ -59,12 +68,14 @@ class ImodConfig:
         self._number("shared_ratio", allowed="a number from 0 to 1", least=0.0, most=1.0)
         self._number("text_ratio", allowed="a number above 0", least=1e-6)
         if self.reduction not in REDUCTIONS:
-            self._refuse("reduction", " or ".join(REDUCTIONS))
+            self._refuse("reduction", ", ".join(REDUCTIONS[:-1]) + " or " + REDUCTIONS[-1])
         for name in ("msdc", "maac"):
             if not isinstance(getattr(self, name), bool):
                 self._refuse(name, "true or false")
         if not isinstance(self.seed, int) or isinstance(self.seed, bool):
             self._refuse("seed", "a whole number")
+        if type(self.warmup_steps) is not int or self.warmup_steps < 0:
+            self._refuse("warmup_steps", "a whole number of at least 0")
         for name in ("media_token_ids", "ignored_token_ids"):
             self._token_ids(name)
 

@@ -6,11 +6,13 @@ here, `X (L, d)`, where the paper has columns, `X (d, L)`. The constraints are, 
     λ1 (|(A∘M_o) X_t|² + |(A∘M_t) X_o|²)     MSDC, Eq. 14: a block stays silent on the other modality
     λ2 (1 - w ρ)                             MAAC, Eq. 10: the shared block says the same for both modalities
 
-`msdc_gradient` and `maac_gradient` are the paper's equations for one sequence. `msdc_factors` and
-`maac_factors` are what training uses: one row a token, `k_i (r,)`, so that the gradient is `mask ∘ Σ_i k_i
-x_iᵀ` and joins the matrix product that LoRA needs anyway. Eq. 18 as printed lacks a derivative; it is `-w
-∂ρ/∂A`.
+`msdc_gradient` and `maac_gradient` are the paper's equations for one sequence. `msdc_rows`, `energy_rows` and
+`maac_rows` are what training uses: one row a token and block, `k_i (r,)`, so that the gradient is `mask ∘ Σ_i
+k_i x_iᵀ` and joins the matrix product that LoRA needs anyway. They are written for few small kernels. Eq. 18
+as printed lacks a derivative; it is `-w ∂ρ/∂A`.
 """
+
+from typing import NamedTuple
 
 import torch
 
@@ -19,6 +21,15 @@ from imod_train.tokens import TokenWeights
 
 ZERO_NORM = 1e-12
 """A vector shorter than this has no direction, so its cosine is 0 and its pair contributes nothing."""
+
+
+class Projected(NamedTuple):
+    """The tokens through each block, X (A∘M)ᵀ; the three sum up to X Aᵀ."""
+
+    exclusive: torch.Tensor
+    """(B, L, 2, r) through the text block, foreign to non-text tokens, and the non-text block, foreign to text."""
+    shared: torch.Tensor
+    """(B, L, r)"""
 
 
 def msdc_gradient(A: torch.Tensor, partition: torch.Tensor, X_t: torch.Tensor, X_o: torch.Tensor) -> torch.Tensor:
@@ -45,32 +56,52 @@ def maac_gradient(A: torch.Tensor, partition: torch.Tensor, X_t: torch.Tensor, X
     return -w * (torch.outer(d_t, v_t) + torch.outer(d_o, v_o)) * M_s
 
 
-def msdc_factors(
-    text_block: torch.Tensor, other_block: torch.Tensor, weights: TokenWeights
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token rows of Eq. 17 for M_t and for M_o, (B, L, r) each.
+def msdc_rows(projected: Projected, weights: TokenWeights) -> torch.Tensor:
+    """Token rows of Eq. 17 for M_t and M_o, (B, L, 2, r): a block's projections of the tokens it is foreign to."""
+    return projected.exclusive * weights.foreign
 
-    `text_block` = X (A∘M_t)ᵀ and `other_block` = X (A∘M_o)ᵀ, (B, L, r), for all tokens; each is foreign to
-    the other modality's tokens, and the weights are 0 on the rest.
+
+def energy_rows(projected: Projected, weights: TokenWeights) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token rows for M_t and M_o, (B, L, 2, r), and for all blocks, (B, L, r), of a scale-free MSDC: λ1 times the
+    foreign shares of energy
+
+        E_t = |(A∘M_o) X_t|² / |A X_t|²,   ∂E_t/∂A = 2 (M_o∘[(A∘M_o) X_t X_tᵀ] - E_t A X_t X_tᵀ) / |A X_t|²
+
+    and its mirror E_o. The size of A and of X does not matter, so A cannot lower it by shrinking: what leaves the
+    foreign block goes to the other two. A modality without energy contributes 0.
     """
-    return 2 * weights.other * text_block, 2 * weights.text * other_block
+    whole = projected.exclusive.sum(2) + projected.shared
+    foreign, total = energies(projected, whole, weights.member)
+    inverse = torch.where(total > ZERO_NORM**2, 1 / total, 0)  # (2,): text, non-text
+    share = foreign * inverse
+    at_block = inverse.flip(0).view(2, 1)  # the text block's row belongs to non-text tokens
+    at_token = torch.einsum("m,mbl->bl", share * inverse, weights.member).unsqueeze(-1)
+    return msdc_rows(projected, weights) * at_block, -2 * weights.lambda1 * at_token * whole
 
 
-def maac_factors(shared: torch.Tensor, weights: TokenWeights) -> torch.Tensor:
-    """Token rows of Eq. 22, (B, L, r), averaged over the sequences that hold both modalities.
+def energies(projected: Projected, whole: torch.Tensor, member: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """|(A∘M_o) X_t|² and |(A∘M_t) X_o|², (2,), and |A X_t|² and |A X_o|², (2,); `whole` = X Aᵀ, (B, L, r)."""
+    of_blocks = projected.exclusive.to(whole.dtype).square().sum(-1)  # (B, L, 2)
+    return torch.einsum("blm,mbl->m", of_blocks.flip(-1), member), torch.einsum("blr,mbl->m", whole.square(), member)
 
-    `shared` = X (A∘M_s)ᵀ, (B, L, r). Since v_t is a mean of tokens, a token's row is -w ∂ρ/∂s̄ of its
-    modality divided by the number of such tokens in its sequence, which is the transpose of taking the
-    means.
+
+def maac_rows(shared: torch.Tensor, weights: TokenWeights) -> torch.Tensor:
+    """Token rows of Eq. 22, (B, L, r), over the sequences that hold both modalities, times those sequences' weights.
+
+    `shared` = X (A∘M_s)ᵀ, (B, L, r). Since v_t is a mean of tokens, a token's row is -w ∂ρ/∂s̄ of its modality
+    divided by the number of such tokens in its sequence, which is the transpose of taking the means. In w, the mean
+    cosine of tokens with s̄ is s̄/|s̄| times the mean of the tokens' directions.
     """
-    centers = weights.means @ shared  # (B, 2S, r)
-    s_t, s_o = centers.unflatten(1, (-1, 2)).unbind(2)  # (B, S, r)
-    own_center = (weights.means > 0).to(shared.dtype).mT @ centers  # (B, L, r)
-    concentration = weights.means @ cosine(shared, own_center).unsqueeze(-1)  # (B, 2S, 1)
-    w = concentration.unflatten(1, (-1, 2)).sum(2)  # (B, S, 1): c_t + c_o
-    pull = torch.stack(cosine_gradients(s_t, s_o), dim=2)  # (B, S, 2, r)
-    rows = -(w * weights.pairs.unsqueeze(-1)).unsqueeze(2) * pull
-    return weights.means.mT @ rows.flatten(1, 2)
+    norms = torch.linalg.vector_norm(shared, dim=-1).clamp_(min=ZERO_NORM).unsqueeze(1)  # (B, 1, L)
+    pooled = torch.cat([weights.means, weights.means / norms], 1) @ shared  # (B, 4S, r)
+    centers, directions = pooled.unflatten(1, (2, -1, 2)).unbind(1)  # (B, S, 2, r): text, non-text
+    lengths = torch.linalg.vector_norm(centers, dim=-1, keepdim=True)
+    inverse = torch.where(lengths > ZERO_NORM, 1 / lengths, 0)
+    units = centers * inverse
+    rho = units.prod(2, keepdim=True).sum(-1, keepdim=True)
+    w = (units * directions).sum((2, 3), keepdim=True)
+    pull = (rho * units - units.flip(2)) * inverse * (w * weights.pairs)
+    return weights.means.mT @ pull.flatten(1, 2)
 
 
 def cosine(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

@@ -14,22 +14,25 @@ import torch
 
 from imod_core.errors import InputError
 from imod_core.modality import NON_TEXT, TEXT, token_modality
+from imod_train.config import ImodConfig
 
 IGNORED_LABEL = -100
 
 
 class TokenWeights(NamedTuple):
-    """Per-token weights of one batch, on one device in one floating dtype."""
+    """Weights of the tokens of one batch, on one device in one floating dtype; λ and the scale of the loss included."""
 
-    text: torch.Tensor
-    """(B, L, 1) weight of a text token in MSDC: 1 (`paper`) or 1/number of text tokens in the batch
-    (`mean`); else 0."""
-    other: torch.Tensor
-    """(B, L, 1) the same for non-text tokens."""
+    foreign: torch.Tensor
+    """(B, L, 2, 1) weight of a token's rows in MSDC, twice λ1 and what the reduction makes of one token: on the text
+    block for non-text tokens, on the non-text block for text tokens; else 0."""
+    member: torch.Tensor
+    """(2, B, L) 1 where a token is text, and where it is non-text; else 0."""
     means: torch.Tensor
     """(B, 2S, L) row 2s averages the text tokens of sequence s, row 2s+1 its non-text tokens."""
     pairs: torch.Tensor
-    """(B, S) weight of a sequence in MAAC: 1/number of sequences that hold both modalities; else 0."""
+    """(B, S, 1, 1) weight of a sequence in MAAC: λ2/number of sequences that hold both modalities; else 0."""
+    lambda1: torch.Tensor
+    """0-dim λ1 times the scale of the loss; without that scale where the reduction is `relative`."""
 
 
 @dataclass(eq=False)
@@ -47,17 +50,25 @@ class TokenBatch:
     step's count."""
     sample: bool = False
     """Whether the backward of this batch also measures the signals."""
+    strength: float = 1.0
+    """Factor on λ1 and λ2: below 1 while they warm up."""
     scale: torch.Tensor | None = None
     """0-dim d(total loss)/d(loss of this batch), known from the start of its backward on."""
     hook: Any = field(default=None, repr=False)
     """The handle of the hook that waits for the scale."""
+    _counted: dict = field(default_factory=dict, repr=False)
     _weights: dict = field(default_factory=dict, repr=False)
 
-    def weights(self, reduction: str, device: torch.device, dtype: torch.dtype) -> TokenWeights:
-        """The weights of the tokens, made once for each device and dtype."""
-        key = (reduction, device, dtype)
+    def set_scale(self, scale: torch.Tensor) -> None:
+        """Note the scale of a backward pass that begins."""
+        self.scale = scale
+        self._weights.clear()
+
+    def weights(self, config: ImodConfig, rank: int, device: torch.device, dtype: torch.dtype) -> TokenWeights:
+        """The weights of the tokens in one backward pass, made once for all modules of a rank, device and dtype."""
+        key = (rank, device, dtype)
         if key not in self._weights:
-            self._weights[key] = self._make_weights(*key)
+            self._weights[key] = self._make_weights(config, rank, device, dtype)
         return self._weights[key]
 
     def multiplier(self, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
@@ -72,20 +83,39 @@ class TokenBatch:
         factor = self.scale.to(device, dtype)
         return factor if self.share is None else factor * self.share.to(device, dtype)
 
-    def _make_weights(self, reduction: str, device: torch.device, dtype: torch.dtype) -> TokenWeights:
+    def counted(self, device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Membership (2, B, L), means (B, 2S, L) and pairs (B, S, 1, 1) as in `TokenWeights`, λ and scale left out."""
+        key = (device, dtype)
+        if key not in self._counted:
+            self._counted[key] = self._count(device, dtype)
+        return self._counted[key]
+
+    def _make_weights(self, config: ImodConfig, rank: int, device: torch.device, dtype: torch.dtype) -> TokenWeights:
+        member, means, pairs = self.counted(device, dtype)
+        scale = self.multiplier(device, dtype)
+        lambda1, lambda2 = (self.strength * weight for weight in config.weights)
+        relative = config.reduction == "relative"
+        strength = torch.full_like(scale, lambda1) if relative else scale * lambda1
+        each = 2 * member if relative else 2 * strength * member
+        if config.reduction in ("mean", "elements", "relative"):
+            each = each / member.sum((1, 2), keepdim=True).clamp(min=1)
+        if config.reduction == "elements":
+            each = each / rank
+        foreign = each.flip(0).permute(1, 2, 0).unsqueeze(-1)  # the text block is foreign to the second, non-text
+        return TokenWeights(foreign.contiguous(), member, means, pairs * (scale * lambda2), strength)
+
+    def _count(self, device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         modality = self.modality.to(device)
-        member = torch.stack([modality == TEXT, modality == NON_TEXT], dim=1)  # (B, 2, L)
-        text, other = member.to(dtype).unsqueeze(-1).unbind(1)
-        if reduction == "mean":
-            text, other = text / text.sum().clamp(min=1), other / other.sum().clamp(min=1)
+        inside = torch.stack([modality == TEXT, modality == NON_TEXT], dim=1)  # (B, 2, L)
+        member = inside.transpose(0, 1).to(dtype)
         if self.segment is not None:
             numbers = torch.arange(self.segments, device=device)[:, None]
-            inside = self.segment.to(device)[:, None, :] == numbers  # (B, S, L)
-            member = (inside[:, :, None] & member[:, None]).flatten(1, 2)
-        counts = member.sum(-1, dtype=dtype)  # (B, 2S)
+            here = self.segment.to(device)[:, None, :] == numbers  # (B, S, L)
+            inside = (here[:, :, None] & inside[:, None]).flatten(1, 2)
+        counts = inside.sum(-1, dtype=dtype)  # (B, 2S)
         both = counts.unflatten(1, (-1, 2)).amin(-1) > 0
         pairs = both / both.sum().clamp(min=1).to(dtype)
-        return TokenWeights(text, other, member / counts.clamp(min=1).unsqueeze(-1), pairs)
+        return member, inside / counts.clamp(min=1).unsqueeze(-1), pairs[:, :, None, None]
 
 
 class TokenHolder:
@@ -97,6 +127,8 @@ class TokenHolder:
         self.ignored_ids = ignored_ids
         self.current: TokenBatch | None = None
         self.sample_next = False
+        self.strength: float | None = 1.0
+        """Factor on λ1 and λ2; None while it is not known."""
 
     def fill(self, inputs: Mapping[str, Any]) -> None:
         """Read the modality, packing and loss share of a batch from the arguments of the model's forward."""
@@ -108,7 +140,8 @@ class TokenHolder:
             )
         modality = token_modality(input_ids, inputs.get("attention_mask"), self.media_ids, self.ignored_ids)
         segment, segments = packed_segments(inputs.get("position_ids"), inputs.get("attention_mask"), modality)
-        self.current = TokenBatch(modality, segment, segments, loss_share(inputs), self.sample_next)
+        strength = 1.0 if self.strength is None else self.strength
+        self.current = TokenBatch(modality, segment, segments, loss_share(inputs), self.sample_next, strength)
         self.sample_next = False
 
     def follow(self, loss: torch.Tensor) -> None:
@@ -120,7 +153,7 @@ class TokenHolder:
             batch.hook.remove()
 
         def note(gradient: torch.Tensor) -> None:
-            batch.scale = gradient.detach()
+            batch.set_scale(gradient.detach())
             self.current = batch  # after several forwards, checkpointing recomputes this one now
 
         batch.hook = loss.register_hook(note)

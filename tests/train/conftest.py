@@ -73,6 +73,36 @@ def b_gradients(model):
     return {name: p.grad.clone() for name, p in model.named_parameters() if "lora_B" in name}
 
 
+def step_gradients(model, inputs=None, factor=1.0):
+    """Gradients of A and of B after one forward and backward of `factor` times the loss."""
+    model.zero_grad(set_to_none=True)
+    (model(**(inputs or make_inputs())).loss * factor).backward()
+    return a_gradients(model), b_gradients(model)
+
+
+def largest_difference(left, right):
+    """The largest relative difference between gradients of one name."""
+    assert left.keys() == right.keys()
+    return max(float((left[name] - right[name]).norm() / right[name].norm()) for name in left)
+
+
+def equal(left, right):
+    """Whether gradients are the same bit for bit."""
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def train(model, steps):
+    """A few optimizer steps; returns the trained parameters."""
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.AdamW(trainable.values(), lr=1e-2, weight_decay=0.0)
+    model.train()
+    for step in range(steps):
+        model(**make_inputs(seed=step)).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return {name: p.detach().clone() for name, p in trainable.items()}
+
+
 @pytest.fixture
 def tiny():
     """The functions of this file, for tests that are imported without a package."""

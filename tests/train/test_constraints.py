@@ -1,54 +1,17 @@
-"""The closed form against autograd on the constraint written as a loss, in float64."""
+"""The closed forms against autograd on the constraints written as losses, in float64, through a real layer."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracle import EXACT, difference, maac_loss, msdc_loss, oracle_gradient, plain_case, random_case
 
 from imod_core.modality import IGNORED, NON_TEXT, TEXT
-from imod_train.config import ImodConfig
+from imod_train.config import REDUCTIONS, ImodConfig
 from imod_train.constraints import cosine, maac_gradient, msdc_gradient
 from imod_train.masks import NON_TEXT_BLOCK, SHARED_BLOCK, TEXT_BLOCK
 from imod_train.projection import ImodLinear
 from imod_train.tokens import TokenBatch, TokenHolder
-
-EXACT = 1e-10
-"""Relative: both sides are the same float64 arithmetic in another order."""
-
-
-def oracle_loss(A, codes, X, modality, segment, config):
-    """λ1(|(A∘M_o) sg(X_t)|² + |(A∘M_t) sg(X_o)|²) + λ2(1 - sg(w) ρ), one sequence and one token list at a
-    time."""
-    lambda1, lambda2 = config.weights
-    blocks = {code: A * (codes == code) for code in (TEXT_BLOCK, NON_TEXT_BLOCK, SHARED_BLOCK)}
-    X = X.detach()
-    loss = A.sum() * 0
-    for code, foreign in ((TEXT, NON_TEXT_BLOCK), (NON_TEXT, TEXT_BLOCK)):
-        energies = [(blocks[foreign] @ x).square().sum() for x in X[modality == code]]
-        if energies:
-            share = len(energies) if config.reduction == "mean" else 1
-            loss = loss + lambda1 * sum(energies) / share
-    pairs = []
-    for row in range(len(X)):
-        for number in segment[row].unique():
-            here = segment[row] == number
-            texts, others = X[row][here & (modality[row] == TEXT)], X[row][here & (modality[row] == NON_TEXT)]
-            if len(texts) and len(others):
-                pairs.append(alignment(blocks[SHARED_BLOCK], texts, others))
-    return loss + lambda2 * sum(pairs) / len(pairs) if pairs else loss
-
-
-def alignment(shared, texts, others):
-    """1 - sg(w) ρ of one sequence; a mean of length 0 has no cosine, and no gradient."""
-    s_t, s_o = texts @ shared.T, others @ shared.T
-    m_t, m_o = s_t.mean(0), s_o.mean(0)
-    if not m_t.norm() or not m_o.norm():
-        return shared.sum() * 0 + 1
-    w = sum(
-        sum((s @ mean / (s.norm() * mean.norm()) if s.norm() else 0.0) for s in tokens) / len(tokens)
-        for tokens, mean in ((s_t.detach(), m_t.detach()), (s_o.detach(), m_o.detach()))
-    )
-    return 1 - w * (m_t @ m_o) / (m_t.norm() * m_o.norm())
 
 
 def injected(A, codes, X, modality, segment, config, task=None):
@@ -62,71 +25,45 @@ def injected(A, codes, X, modality, segment, config, task=None):
     holder.current = TokenBatch(modality, segment if packed else None, int(segment.max()) + 1)
     holder.current.scale = torch.ones((), dtype=A.dtype)
     task = torch.zeros(*X.shape[:-1], rank, dtype=A.dtype) if task is None else task
-    module(X).backward(task)
-    return linear.weight.grad - task.flatten(0, 1).T @ X.flatten(0, 1)
+    output = module(X)
+    gradient = torch.autograd.grad(output, linear.weight, task)[0] if output.requires_grad else torch.zeros_like(A)
+    return gradient - task_gradient(task, X)
 
 
-def random_case(seed):
-    """A, partition, tokens and settings drawn from one seed, the degenerate ones included."""
-    g = torch.Generator().manual_seed(seed)
-
-    def pick(*choices):
-        return choices[int(torch.randint(len(choices), (), generator=g))]
-
-    rows, length, rank, features = pick(1, 2, 3), pick(1, 2, 5, 9), pick(1, 2, 4), pick(1, 3, 8)
-    A = torch.randn(rank, features, generator=g, dtype=torch.float64)
-    X = torch.randn(rows, length, features, generator=g, dtype=torch.float64)
-    codes = torch.randint(3, (rank, features), generator=g, dtype=torch.uint8)
-    modality = torch.randint(3, (rows, length), generator=g, dtype=torch.uint8)
-    segment = torch.zeros(rows, length, dtype=torch.int64)
-    match pick("plain", "plain", "packed", "packed", "no text", "no media", "zero token", "zero mean", "no shared"):
-        case "packed":
-            segment = torch.randint(2, (rows, length), generator=g).cumsum(1)
-            segment = segment - segment[:, :1]
-        case "no text":
-            modality[modality == TEXT] = NON_TEXT
-        case "no media":
-            modality[0] = torch.where(modality[0] == NON_TEXT, IGNORED, modality[0])
-        case "zero token":
-            X[:, 0] = 0
-        case "zero mean":
-            X[0][modality[0] == TEXT] = 0
-        case "no shared":
-            codes[codes == SHARED_BLOCK] = TEXT_BLOCK
-    config = ImodConfig(lambda1=pick(0.0, 0.3, 1.0), lambda2=pick(0.1, 1.0), reduction=pick("mean", "paper"))
-    return A, codes, X, modality, segment, config
+def task_gradient(task, X):
+    return task.flatten(0, 1).T @ X.flatten(0, 1)
 
 
-def autograd_gradient(A, *case):
-    leaf = A.clone().requires_grad_()
-    return torch.autograd.grad(oracle_loss(leaf, *case), leaf)[0]
-
-
-def difference(a, b):
-    return float((a - b).norm() / b.norm().clamp(min=1.0))
+def random_task(seed, A, X):
+    """A gradient at A's output, in which `relative` measures itself."""
+    return torch.randn(*X.shape[:-1], len(A), generator=torch.Generator().manual_seed(seed), dtype=A.dtype)
 
 
 @pytest.mark.parametrize("block", range(8))
 def test_injected_gradient_equals_autograd_in_hundreds_of_cases(block):
     for seed in range(block * 75, (block + 1) * 75):
         case = random_case(seed)
-        found, wanted = injected(*case), autograd_gradient(*case)
+        task = random_task(seed, case[0], case[2])
+        found, wanted = injected(*case, task), oracle_gradient(*case, task_gradient(task, case[2]))
         assert torch.isfinite(found).all(), f"case {seed}"
         assert difference(found, wanted) <= EXACT, f"case {seed}"
 
 
-def test_the_oracle_tells_wrong_gradients_apart():
-    A, codes, X, modality, segment, config = plain_case()
-    wanted = autograd_gradient(A, codes, X, modality, segment, config)
-    assert difference(injected(A, codes, X, modality, segment, config), wanted) <= EXACT
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_the_oracle_tells_wrong_gradients_apart(reduction):
+    A, codes, X, modality, segment, config = plain_case(reduction=reduction)
+    task = random_task(0, A, X)
+    wanted = oracle_gradient(A, codes, X, modality, segment, config, task_gradient(task, X))
+    assert difference(injected(A, codes, X, modality, segment, config, task), wanted) <= EXACT
     swapped = torch.where(modality == TEXT, NON_TEXT, torch.where(modality == NON_TEXT, TEXT, modality))
-    assert difference(injected(A, codes, X, swapped, segment, config), wanted) > 1e-3
+    assert difference(injected(A, codes, X, swapped, segment, config, task), wanted) > 1e-3
     other_blocks = (codes + 1) % 3
-    assert difference(injected(A, other_blocks, X, modality, segment, config), wanted) > 1e-3
-    other_reduction = ImodConfig(lambda1=1.0, lambda2=1.0, reduction="paper")
-    assert difference(injected(A, codes, X, modality, segment, other_reduction), wanted) > 1e-3
+    assert difference(injected(A, other_blocks, X, modality, segment, config, task), wanted) > 1e-3
+    for other in set(REDUCTIONS) - {reduction}:
+        changed = ImodConfig(lambda1=1.0, lambda2=1.0, reduction=other)
+        assert difference(injected(A, codes, X, modality, segment, changed, task), wanted) > 1e-3, other
     cut = torch.arange(X.shape[1]).expand_as(modality) // 4
-    assert difference(injected(A, codes, X, modality, cut, config), wanted) > 1e-6
+    assert difference(injected(A, codes, X, modality, cut, config, task), wanted) > 1e-6
 
 
 def test_w_is_held_constant():
@@ -142,7 +79,7 @@ def test_w_is_held_constant():
     through_w = torch.autograd.grad(total, leaf)[0]
     found = injected(A, codes, X, modality, segment, config)
     assert difference(found, through_w) > 1e-3
-    assert difference(found, autograd_gradient(A, codes, X, modality, segment, config)) <= EXACT
+    assert difference(found, oracle_gradient(A, codes, X, modality, segment, config)) <= EXACT
 
 
 def test_the_papers_equations_are_what_training_injects():
@@ -160,34 +97,76 @@ def test_the_papers_equations_are_what_training_injects():
 
 
 def test_maac_pulls_the_shared_means_together_and_msdc_silences_the_foreign_block():
-    A, codes, X, modality, _, _ = plain_case(rows=1)
+    A, codes, X, modality, segment, config = plain_case(rows=1, reduction="paper")
     X_t, X_o = X[0][modality[0] == TEXT], X[0][modality[0] == NON_TEXT]
-
-    def rho(A):
-        shared = A * (codes == SHARED_BLOCK)
-        return cosine(shared @ X_t.mean(0), shared @ X_o.mean(0))
-
-    def foreign(A):
-        on_text = X_t @ (A * (codes == NON_TEXT_BLOCK)).T
-        return on_text.square().sum() + (X_o @ (A * (codes == TEXT_BLOCK)).T).square().sum()
-
     step = 1e-3
-    assert rho(A - step * maac_gradient(A, codes, X_t, X_o)) > rho(A)
-    assert rho(A + step * maac_gradient(A, codes, X_t, X_o)) < rho(A)
-    assert foreign(A - step * msdc_gradient(A, codes, X_t, X_o)) < foreign(A)
+
+    def unaligned(A):
+        return maac_loss(A, codes, X, modality, segment)
+
+    def loud(A):
+        return msdc_loss(A, codes, X, modality, config)
+
+    assert unaligned(A - step * maac_gradient(A, codes, X_t, X_o)) < unaligned(A)
+    assert unaligned(A + step * maac_gradient(A, codes, X_t, X_o)) > unaligned(A)
+    assert loud(A - step * msdc_gradient(A, codes, X_t, X_o)) < loud(A)
+
+
+def test_only_energy_is_blind_to_the_size_of_A_and_of_the_tokens():
+    A, codes, X, modality, segment, _ = plain_case()
+
+    def norm(reduction, A=A, X=X):
+        return injected(A, codes, X, modality, segment, ImodConfig(lambda1=1.0, maac=False, reduction=reduction)).norm()
+
+    assert norm("energy", X=5 * X) == pytest.approx(norm("energy"))
+    assert norm("energy", A=5 * A) == pytest.approx(norm("energy") / 5)
+    for reduction in ("mean", "paper", "elements"):
+        assert norm(reduction, X=5 * X) == pytest.approx(25 * norm(reduction))
+    step = injected(A, codes, X, modality, segment, ImodConfig(lambda1=1.0, maac=False, reduction="energy"))
+    assert abs((step * A).sum()) < 1e-12 < step.norm()  # moving along it leaves the size of A as it is
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_only_the_papers_sum_grows_with_the_number_of_tokens(reduction):
+    A, codes, X, modality, segment, config = plain_case(reduction=reduction, maac=False)
+    task = random_task(0, A, X)
+
+    def norm(times):
+        grown = (t.repeat(times, *[1] * (t.dim() - 1)) for t in (X, modality, segment, task / times))
+        tokens, codes_of_tokens, segments, share = grown
+        return injected(A, codes, tokens, codes_of_tokens, segments, config, share).norm()
+
+    assert norm(3) == pytest.approx((3 if reduction == "paper" else 1) * norm(1))
+
+
+def test_relative_is_lambda_times_the_tasks_norm():
+    A, codes, X, modality, segment, config = plain_case(lambda1=0.25, maac=False, reduction="relative")
+    task = random_task(3, A, X)
+    for size in (1.0, 1e-6, 1e6):
+        found = injected(A, codes, X, modality, segment, config, task * size).norm()
+        assert found == pytest.approx(0.25 * task_gradient(task, X).norm() * size)
+    assert not injected(A, codes, X, modality, segment, config).any()
+
+
+def test_elements_divides_the_mean_by_the_rank():
+    case = plain_case(maac=False)
+    elements = ImodConfig(lambda1=1.0, maac=False, reduction="elements")
+    assert difference(4 * injected(*case[:-1], elements), injected(*case)) <= EXACT
 
 
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 10**6), extra=st.integers(1, 5))
 def test_padding_changes_nothing(seed, extra):
     A, codes, X, modality, segment, config = random_case(seed)
+    task = random_task(seed, A, X)
     noise = torch.randn(len(X), extra, X.shape[-1], dtype=X.dtype)
     padded = torch.cat([X, noise], 1)
     codes_of_padding = torch.full((len(X), extra), IGNORED, dtype=torch.uint8)
     longer = torch.cat([modality, codes_of_padding], 1)
     longer_segment = torch.cat([segment, segment[:, -1:].expand(-1, extra)], 1)
-    plain = injected(A, codes, X, modality, segment, config)
-    assert difference(injected(A, codes, padded, longer, longer_segment, config), plain) <= EXACT
+    longer_task = torch.cat([task, torch.zeros(len(X), extra, len(A), dtype=A.dtype)], 1)
+    plain = injected(A, codes, X, modality, segment, config, task)
+    assert difference(injected(A, codes, padded, longer, longer_segment, config, longer_task), plain) <= EXACT
 
 
 @settings(max_examples=60, deadline=None)
@@ -195,26 +174,25 @@ def test_padding_changes_nothing(seed, extra):
 def test_a_packed_row_equals_its_sequences_in_rows_of_their_own(seed):
     A, codes, X, modality, _, config = random_case(seed)
     rows, length = modality.shape
+    task = random_task(seed, A, X)
     packed_segment = torch.arange(rows).repeat_interleave(length).view(1, -1)
-    in_one_row = injected(A, codes, X.view(1, -1, X.shape[-1]), modality.view(1, -1), packed_segment, config)
-    in_rows = injected(A, codes, X, modality, torch.zeros_like(modality, dtype=torch.int64), config)
-    assert difference(in_one_row, in_rows) <= EXACT
+    one_row = (X.view(1, -1, X.shape[-1]), modality.view(1, -1), packed_segment, config, task.view(1, -1, len(A)))
+    in_rows = injected(A, codes, X, modality, torch.zeros_like(modality, dtype=torch.int64), config, task)
+    assert difference(injected(A, codes, *one_row), in_rows) <= EXACT
 
 
-def test_vanishing_and_huge_inputs_stay_finite_in_float32():
-    A, codes, X, modality, segment, _ = plain_case()
-    config = ImodConfig(lambda1=1.0, lambda2=1.0)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_vanishing_and_huge_inputs_stay_finite(reduction, dtype):
+    A, codes, X, modality, segment, config = plain_case(reduction=reduction)
     for size in (0.0, 1e-38, 1e-20, 1e-6, 1e6):
-        found = injected(A.float(), codes, (X * size).float(), modality, segment, config)
+        found = injected(A.to(dtype), codes, (X * size).to(dtype), modality, segment, config)
         assert torch.isfinite(found).all(), size
 
 
-def plain_case(rows=2):
-    """A case where every token, block and sequence counts."""
-    g = torch.Generator().manual_seed(7)
-    A = torch.randn(4, 8, generator=g, dtype=torch.float64)
-    X = torch.randn(rows, 9, 8, generator=g, dtype=torch.float64)
-    codes = torch.randint(3, (4, 8), generator=g, dtype=torch.uint8)
-    modality = torch.tensor([IGNORED, NON_TEXT, NON_TEXT, TEXT, TEXT, NON_TEXT, TEXT, TEXT, IGNORED], dtype=torch.uint8)
-    segment = torch.zeros(rows, 9, dtype=torch.int64)
-    return A, codes, X, modality.repeat(rows, 1), segment, ImodConfig(lambda1=1.0, lambda2=1.0)
+def test_blocks_of_the_other_modality_are_what_msdc_touches():
+    A, codes, X, modality, segment, config = plain_case(maac=False)
+    modality = torch.where(modality == NON_TEXT, IGNORED, modality)
+    found = injected(A, codes, X, modality, segment, config)
+    assert found[codes == NON_TEXT_BLOCK].any()
+    assert not found[codes == TEXT_BLOCK].any()
