@@ -46,7 +46,6 @@ SIZES = {
         ("--parts=drawn", "--clips=24", "--val-clips=4", "--test-clips=10", "--unseen-clips=6"),
         (
             "stages.words.steps=4",
-            "stages.align.steps=4",
             "stages.tune.steps=6",
             "stages.tune.save_steps=2",
             "stages.tune.log_steps=2",
@@ -108,14 +107,12 @@ class Road:
     def _changes(self, method: str) -> list[str]:
         """The recipe's paths, which depend on `--out`, and the size's settings."""
         out, scenes = self.out, self.out / "scenes"
-        questions = json.dumps([str(scenes / "train.jsonl"), str(scenes / "descriptions.jsonl")])
         changes = [
             f"base={out / 'base'}",
             f"method={method}",
             f"state_cache={out / 'states'}",
             f"stages.words.data={scenes / 'captions.jsonl'}",
-            f"stages.align.data={scenes / 'captions.jsonl'}",
-            f"stages.tune.data={questions}",
+            f"stages.tune.data={scenes / 'train.jsonl'}",
             *self.size.changes,
         ]
         return [word for change in changes for word in ("--set", change)]

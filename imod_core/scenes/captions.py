@@ -1,7 +1,6 @@
-"""What a scene's picture and sound are, in words: captions, which align the projectors, and descriptions of both.
+"""What a scene's picture and sound are, in words: the captions that align the projectors.
 
-They name what stands where, what sounds in which order and how loud, and which of what one sees one hears, as
-directly as few words can.
+They name what stands where, and how many sound in which order and how loud, as directly as few words can.
 """
 
 from imod_core.scenes.composition import PLACES, Scene, Sound
@@ -9,7 +8,6 @@ from imod_core.scenes.questions import NUMBERS
 
 PICTURE_PROMPT = "Describe the picture."
 SOUND_PROMPT = "Describe the sound."
-CLIP_PROMPT = "Describe what you see and hear."
 
 
 def picture_caption(scene: Scene) -> str:
@@ -23,19 +21,6 @@ def sound_caption(scene: Scene) -> str:
     groups = [[sound for sound in scene.sounds if sound.entrance == rank] for rank in ranks]
     told = ", then ".join(" and ".join(map(_voice, sorted(group, key=_order))) for group in groups)
     return f"{NUMBERS[len(scene.sounds)]}: {told}" if told else "silence"
-
-
-def clip_caption(scene: Scene) -> str:
-    """For example `left violin plays, middle nothing, right drum silent, outside flute`."""
-    places = [_standing(scene, place, name) for place, name in zip(PLACES, scene.places, strict=True)]
-    outside = sorted(name for name in scene.heard if name not in scene.seen)
-    return ", ".join([*places, f"outside {' and '.join(outside) or 'nothing'}"])
-
-
-def _standing(scene: Scene, place: str, name: str | None) -> str:
-    if name is None:
-        return f"{place} nothing"
-    return f"{place} {name} {'plays' if name in scene.heard else 'silent'}"
 
 
 def _order(sound: Sound) -> tuple[bool, str]:

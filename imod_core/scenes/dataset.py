@@ -3,7 +3,6 @@
     OUT/train.jsonl, val.jsonl, test.jsonl   questions; no composition is shared between files
     OUT/test_unseen_style.jsonl              a drawing style, phrases and programs that training never has
     OUT/captions.jsonl                       captions of training pictures and sounds, for aligning projectors
-    OUT/descriptions.jsonl                   what one sees and hears in the training clips, both together
     OUT/scenes.jsonl                         what is true of every clip
     OUT/media/<clip>.png .wav .mp4           every clip in all three forms
     OUT/NOTICE.txt, manifest.json            licences of the parts; settings and hashes, written last
@@ -26,10 +25,8 @@ from imod_core.errors import InputError
 from imod_core.parts import PARTS
 from imod_core.samples import Message, Sample, write_samples
 from imod_core.scenes.captions import (
-    CLIP_PROMPT,
     PICTURE_PROMPT,
     SOUND_PROMPT,
-    clip_caption,
     picture_caption,
     sound_caption,
 )
@@ -74,8 +71,7 @@ def _write_files(folder: Path, clips: list[Clip], settings: ScenesSettings) -> N
         write_samples(folder / f"{split}.jsonl", samples)
     training = [clip for clip in clips if clip.split == "train"]
     captions = [sample for clip in training for sample in _caption_samples(clip, folder)]
-    write_samples(folder / "captions.jsonl", [sample for sample in captions if sample.meta["type"][1] != "clip"])
-    write_samples(folder / "descriptions.jsonl", [sample for sample in captions if sample.meta["type"][1] == "clip"])
+    write_samples(folder / "captions.jsonl", captions)
     facts = [{"id": c.scene.id, "split": c.split, "style": c.scene.style, **c.scene.facts()} for c in clips]
     (folder / "scenes.jsonl").write_text("".join(json.dumps(fact) + "\n" for fact in facts))
     (folder / "NOTICE.txt").write_text(notice(settings.parts))
@@ -100,16 +96,15 @@ def _caption_samples(clip: Clip, folder: Path) -> Iterator[Sample]:
     for kind, prompt, caption in (
         ("picture", PICTURE_PROMPT, picture_caption(scene)),
         ("sound", SOUND_PROMPT, sound_caption(scene)),
-        ("clip", CLIP_PROMPT, clip_caption(scene)),
     ):
         meta = {"type": ["Caption", kind], "template": f"caption-{kind}", "scene": scene.id}
         yield _sample(f"{scene.id}-{kind}", scene, folder, prompt, caption, meta, kind)
 
 
 def _sample(
-    identity: str, scene: Scene, folder: Path, asked: str, answer: str, meta: dict[str, Any], shown: str = "clip"
+    identity: str, scene: Scene, folder: Path, asked: str, answer: str, meta: dict[str, Any], shown: str = "both"
 ) -> Sample:
-    """A sample that shows the `picture`, the `sound` or the whole `clip` of a scene, some of them as a video."""
+    """A sample that shows the `picture`, the `sound` or `both` of a scene, some of them as a video."""
     stem = folder / "media" / scene.id
     as_video = zlib.crc32(scene.id.encode()) % VIDEO_ONE_IN == 0
     clip, picture, sound = (stem.with_suffix(suffix) for suffix in (".mp4", ".png", ".wav"))

@@ -20,7 +20,7 @@ from imod_core.errors import InputError
 from imod_core.media import has_sound, load_audio, load_image, load_video
 from imod_core.parts import PARTS
 from imod_core.samples import Sample, read_samples
-from imod_core.scenes.captions import clip_caption, picture_caption, sound_caption
+from imod_core.scenes.captions import picture_caption, sound_caption
 from imod_core.scenes.composition import Scene, Sound, stream
 from imod_core.scenes.dataset import build_scenes
 from imod_core.scenes.instruments import INSTRUMENTS, NAMES, PHRASES, notes, takes
@@ -64,7 +64,6 @@ def test_a_set_holds_the_splits_it_was_asked_for(built: Path) -> None:
     for split, clips in manifest["clips"].items():
         assert len(read_samples(built / f"{split}.jsonl")) == clips * SMALL.questions
     assert len(read_samples(built / "captions.jsonl")) == 2 * SMALL.clips
-    assert len(read_samples(built / "descriptions.jsonl")) == SMALL.clips
     assert {path.name for path in built.parent.iterdir()} == {"set"}
 
 
@@ -254,9 +253,6 @@ def truth_or_none(question: str, facts: dict) -> str | None:
 def test_captions_say_what_is_where_and_when() -> None:
     assert picture_caption(DUET) == "left: violin, middle: nothing, right: drum"
     assert sound_caption(DUET) == "three: loud violin and soft drum, then soft flute"
-    assert clip_caption(DUET) == "left violin plays, middle nothing, right drum plays, outside flute"
-    silent = Scene("s", "drawn-filled", False, (None, "drum", None), ())
-    assert clip_caption(silent) == "left nothing, middle drum silent, right nothing, outside nothing"
     assert sound_caption(Scene("s", "drawn-filled", False, (None, "drum", None), ())) == "silence"
 
 
