@@ -139,17 +139,18 @@ class LiveStorages(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         found = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(found):
-            if isinstance(tensor, torch.Tensor):
-                self._follow(tensor.untyped_storage())
+        given = {storage.data_ptr() for storage in _storages((args, kwargs))}
+        for storage in _storages(found):
+            address = storage.data_ptr()
+            if address and address not in given and address not in self.live:
+                self.live[address] = storage.nbytes()
+                weakref.finalize(storage, self.live.pop, address, None)
+                self.most = max(self.most, sum(self.live.values()))
         return found
 
-    def _follow(self, storage: torch.UntypedStorage) -> None:
-        address = storage.data_ptr()
-        if address and address not in self.live:
-            self.live[address] = storage.nbytes()
-            weakref.finalize(storage, self.live.pop, address, None)
-            self.most = max(self.most, sum(self.live.values()))
+
+def _storages(values: Any) -> list[torch.UntypedStorage]:
+    return [leaf.untyped_storage() for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]
 
 
 def peak_bytes(step: Step, device: str) -> int:

@@ -116,7 +116,7 @@ class FusedLora(torch.autograd.Function):
             seen = x if dropped is None else dropped
             hidden = F.linear(seen, A.to(x.dtype))
             y.view(-1, y.shape[-1]).addmm_(hidden.view(-1, hidden.shape[-1]), B.to(x.dtype).mT, alpha=scaling)
-        ctx.save_for_backward(seen, hidden, weight, A, B)
+        ctx.save_for_backward(seen, hidden, weight if ctx.needs_input_grad[0] else None, A, B)
         ctx.scaling, ctx.module, ctx.batch, ctx.dropout = scaling, module, batch, dropped is not None
         return y
 

@@ -105,9 +105,10 @@ def _apart(
     of_task, text, other, shared, *common = _product(stacked.to(X.dtype), X)
     of_task = of_task.to(wide)
     if relative is not None:
-        norm = torch.linalg.vector_norm(_select(text, other, torch.zeros_like(text), masks), dtype=wide)
-        factor = relative * torch.linalg.vector_norm(of_task) / norm.clamp(min=torch.finfo(wide).tiny)
-        text, other, shared, masks = text * factor, other * factor, shared.to(wide), masks.to(wide)
+        text, other, shared, masks = (part.to(wide) for part in (text, other, shared, masks))
+        norm = torch.linalg.vector_norm(_select(text, other, torch.zeros_like(text), masks))
+        factor = torch.where(norm > 0, relative * torch.linalg.vector_norm(of_task) / norm, 0)
+        text, other = text * factor, other * factor
     injected = _select(text, other, shared, masks).to(wide)
     return Parts(of_task, injected + common[0] if common else injected)
 

@@ -37,7 +37,7 @@ def test_all_gradients_of_the_branch_equal_autograd_in_hundreds_of_cases(block):
         module, batch = adopted(A, codes, modality, segment, config)
         found_y = FusedLora.apply(x, None, W, bias, a, b_matrix, 0.7, module, batch)
         found = torch.autograd.grad(found_y, leaves, grad_y)
-        assert difference(found_y, y) <= EXACT, f"case {seed}"
+        assert difference(found_y.detach(), y.detach()) <= EXACT, f"case {seed}"
         for got, wanted in zip(found, (wanted_x, wanted_A, wanted_B), strict=True):
             assert difference(got, wanted) <= EXACT, f"case {seed}"
         if difference(wanted_A, task) > 1e-3:
@@ -92,7 +92,7 @@ def test_bfloat16_tokens_give_the_constraints_to_a_percent(tiny):
     codes = torch.randint(3, (8, 96), generator=g, dtype=torch.uint8)
     modality = torch.randint(2, (2, 64), generator=g, dtype=torch.uint8)
     segment = torch.zeros(2, 64, dtype=torch.int64)
-    X, task = X.bfloat16(), task.bfloat16()
+    X, task = X.bfloat16(), (0.01 * task).bfloat16()
     for config in (ImodConfig(lambda2=0.0), ImodConfig(lambda1=0.0, lambda2=1e-4)):
         wanted = oracle_gradient(A.double(), codes, X.double(), modality, segment, config)
         module, batch = adopted(A, codes, modality, segment, config)
@@ -102,16 +102,19 @@ def test_bfloat16_tokens_give_the_constraints_to_a_percent(tiny):
         batch.set_scale(batch.scale)
         plain = without.gradient(A, X, hidden, task, batch)
         assert ((both - plain).double() - wanted).norm() < 0.02 * wanted.norm()
-        lost = both.bfloat16() - plain.bfloat16()
-        assert (lost.double() - wanted).norm() > 0.02 * wanted.norm()
+    lost = both.bfloat16() - plain.bfloat16()
+    assert (lost.double() - wanted).norm() > 0.5 * wanted.norm()
 
 
 def test_no_more_is_saved_for_backward_than_lora_saves(tiny):
     def saved(model):
+        weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
         storages = {}
 
         def pack(tensor):
-            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                storages[storage.data_ptr()] = storage.nbytes()
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
