@@ -31,10 +31,8 @@ class AvtInputs:
         self.pictures = PictureSettings.read(settings["image_processor"])
         self.frames = PictureSettings.read(settings["video_processor"])
         extractor = settings["feature_extractor"]
-        if extractor.get("feature_extractor_type") != "WhisperFeatureExtractor":
-            raise InputError(
-                f"{folder} hears by {extractor.get('feature_extractor_type')}: expected Whisper's features."
-            )
+        if (kind := extractor.get("feature_extractor_type")) != "WhisperFeatureExtractor":
+            raise InputError(f"{folder} hears through a {kind}: expected a WhisperFeatureExtractor.")
         self.sounds = MelSettings.read(extractor)
         self.grid: int = settings["vision_grid"]
         self.num_frames: int = settings["video_processor"]["num_frames"]

@@ -1,4 +1,4 @@
-"""Conversations to text and text to token ids, as transformers does: a Jinja template in a sandbox, then the tokenizer."""
+"""Conversations to text by a Jinja template in a sandbox, and text to token ids, both as transformers does."""
 
 from collections.abc import Sequence
 from pathlib import Path

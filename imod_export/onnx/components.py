@@ -1,7 +1,7 @@
 """The parts of a model that become graphs: plain modules with tensors in, tensors out, and names for both.
 
-Letters: `B` batch, `L` new tokens, `P` tokens in the cache, `D` width, `H` key-value heads, `d` head width, `n` pictures,
-`W` windows of sound.
+Letters: `B` batch, `L` new tokens, `P` tokens in the cache, `D` width, `H` key-value heads, `d` head width,
+`n` pictures, `W` windows of sound.
 """
 
 from collections.abc import Iterable
@@ -50,9 +50,9 @@ class EmbedTokens(nn.Module):
 class AvtVision(nn.Module):
     """Pictures `(n, 3, H, W)` to embeddings `(n, g*g, D)`, columns from the left, each from the top."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: Any):
         super().__init__()
-        self.model = model
+        self.model: Any = model
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         return self.model.get_image_features(pixel_values).pooler_output
@@ -61,9 +61,9 @@ class AvtVision(nn.Module):
 class AvtAudio(nn.Module):
     """Windows of sound `(W, mels, frames)` to embeddings `(W, tokens, D)`."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: Any):
         super().__init__()
-        self.model = model
+        self.model: Any = model
 
     def forward(self, input_features: torch.Tensor) -> torch.Tensor:
         return self.model.get_audio_features(input_features[:, None]).pooler_output
@@ -147,7 +147,7 @@ def attend(
 AttentionInterface.register(ATTENTION, attend)
 
 
-def components_of(model: nn.Module, processor: Any) -> list[Component]:
+def components_of(model: Any, processor: Any) -> list[Component]:
     """The four parts of a loaded model, float32 on the CPU; its processor tells how large media are.
 
     Raises:

@@ -90,7 +90,7 @@ class OnnxModel:
             logits = self._follow(cache, prompt, answer[-1:], len(answer) - 1)
 
     def logits(self, prompt: Prompt, continuation: Sequence[int], positions: int) -> NDArray[np.float32]:
-        """Logits `(positions, V)` at the end of the prompt followed by `continuation`, token by token as in `greedy`."""
+        """Logits `(positions, V)` at the end of prompt and `continuation`, the latter token by token as in `greedy`."""
         cache = self.graphs.cache()
         keep = min(max(1, positions - len(continuation)), len(prompt.ids))
         rows = [cache.step(self.embed(prompt), prompt.positions, keep)]
@@ -120,4 +120,4 @@ def _inputs_of(config: dict[str, Any], folder: Path, chat: Chat) -> Inputs:
 def _stop_ids(folder: Path, config: dict[str, Any]) -> set[int]:
     path = folder / "generation_config.json"
     found = (read_json(path) if path.is_file() else config.get("text_config", {})).get("eos_token_id")
-    return set(found) if isinstance(found, list) else {found}
+    return {found} if isinstance(found, int) else set(found or ())

@@ -87,13 +87,12 @@ class Decoding:
         self._takes_keep = any(i.name == KEEP for i in self._session.get_inputs())
         self.length = 0
         """Tokens in the cache."""
-        self._past = {
-            i.name: ort.OrtValue.ortvalue_from_numpy(
-                np.zeros((1, i.shape[1], 0, i.shape[3]), TYPES[i.type]), self._device
-            )
+        empty = {
+            i.name: np.zeros((1, i.shape[1], 0, i.shape[3]), TYPES[i.type])
             for i in self._session.get_inputs()
             if i.name.startswith("past_key_values.")
         }
+        self._past = {name: ort.OrtValue.ortvalue_from_numpy(zeros, self._device) for name, zeros in empty.items()}
 
     def step(self, embeds: NDArray[np.float32], positions: NDArray[np.int64], keep: int = 1) -> NDArray[np.float32]:
         """Append `embeds (L, D)` at `positions (L,)` or `(3, L)`; logits `(keep, V)` of the last, of all if 0."""
