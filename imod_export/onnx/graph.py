@@ -18,7 +18,7 @@ from imod_export.onnx.components import Component
 from imod_export.onnx.layout import DECODER, FULL, KEEP, data_name, file_name
 
 OPSET = 20
-"""What torch's exporter writes best and every runtime of the last two years reads."""
+"""torch's exporter writes it without a conversion, and every runtime of the last two years reads it."""
 SMALL_BYTES = 1_800_000_000
 """Weights up to this stay in the graph's own file; protobuf's limit is 2 GiB."""
 DUPLICATE_BYTES = 1024
