@@ -67,9 +67,7 @@ def _check_words(
     if (source is None) == (model is None):
         raise InputError("Give one of --merge RUN|ADAPTER and --model DIR.")
     if model is not None and (not onnx or base or dtype):
-        raise InputError(
-            "--model takes a folder that is merged already: use it with --onnx, without --base and --dtype."
-        )
+        raise InputError("--model takes a merged folder: use it with --onnx, and without --base and --dtype.")
     if variants and not onnx:
         raise InputError("--onnx-variants names forms of ONNX graphs: add --onnx.")
 

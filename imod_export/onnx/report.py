@@ -90,4 +90,5 @@ def _control_row(control: SwappedMedia) -> list[str]:
 
 
 def _empty_page() -> str:
-    return f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>Parity report</title><style>{STYLE}</style></head><body>{END}\n"
+    head = f"<meta charset='utf-8'><title>Parity report</title><style>{STYLE}</style>"
+    return f"<!doctype html><html lang='en'><head>{head}</head><body>{END}\n"
