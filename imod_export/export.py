@@ -2,6 +2,7 @@
 
 OUT/*.safetensors        the base's shards with the adapter in them, and their index
 OUT/config.json …        every other file of the base: processor, template, tokenizer, generation config, model code
+OUT/onnx/                if asked for: the model as ONNX graphs, complete on its own
 OUT/parity/              parity.json and parity.html
 OUT/manifest.json        base and adapter identities, method, digests; written last
 
@@ -17,7 +18,7 @@ from typing import Any
 
 from imod_core.artifacts import new_folder, sha256, write_manifest
 from imod_core.console import console
-from imod_core.errors import CheckFailed, InputError
+from imod_core.errors import CheckFailed, InputError, MissingFileError
 from imod_export.adapter import CONFIG, WEIGHTS, Adapter, LoraPair, read_adapter
 from imod_export.folder import copy_companions, set_dtype
 from imod_export.plan import MergePlan, make_plan
@@ -38,6 +39,8 @@ class ExportSettings:
     """A sample file to compare on; None takes the built-in probes."""
     parity: bool = True
     """Whether to compare at all."""
+    onnx: tuple[str, ...] | None = None
+    """Smaller forms of the ONNX graphs beside float32, e.g. `("int8",)`; None writes no ONNX."""
 
 
 def export(path: Path, out: Path, base: Path | None = None, settings: ExportSettings | None = None) -> Path:
@@ -59,12 +62,50 @@ def export(path: Path, out: Path, base: Path | None = None, settings: ExportSett
         _write_model(plan, source, folder, settings)
         report = _compare(plan, source, folder, settings) if settings.parity else None
         verdict = None if report is None else {"passed": report.passed, "faults": report.faults}
+        if settings.onnx is not None:
+            verdict = _add_onnx(folder, folder, settings, verdict)
         write_manifest(folder, "export", **_facts(source, adapter, plan), parity=verdict)
-        if report is not None and not report.passed:
-            raise CheckFailed(_reject(folder, out, report.faults))
+        if verdict is not None and not verdict["passed"]:
+            raise CheckFailed(_reject(folder, out, verdict["faults"]))
     note = "" if report else "; it was not compared (--no-parity)"
     console.print(f"Merged model written to {out}{note}", soft_wrap=True)
     return out
+
+
+def export_onnx_only(model: Path, out: Path, settings: ExportSettings) -> Path:
+    """The model folder `model` as ONNX in `out`/onnx, compared; returns `out`.
+
+    Raises:
+        InputError, MissingFileError: unusable input; nothing is written.
+        CheckFailed: the graphs are not the model; they lie in `out`.rejected with their report.
+    """
+    _check_inputs(out, settings)
+    if not (model / "config.json").is_file():
+        raise MissingFileError(f"{model} is no model folder: expected config.json in it, as `imod export` writes it.")
+    with new_folder(out) as folder:
+        verdict = _add_onnx(model, folder, settings, None)
+        write_manifest(folder, "onnx-export", model={"path": str(model)}, parity=verdict)
+        if verdict is not None and not verdict["passed"]:
+            raise CheckFailed(_reject(folder, out, verdict["faults"]))
+    console.print(f"ONNX written to {out}/onnx", soft_wrap=True)
+    return out
+
+
+def _add_onnx(model: Path, folder: Path, settings: ExportSettings, verdict: dict | None) -> dict[str, Any] | None:
+    """Write `model` as `folder`/onnx and compare; returns the verdict so far with that of the graphs."""
+    from imod_export.onnx.export import export_onnx
+
+    variants = settings.onnx or ()
+    export_onnx(model, folder / "onnx", variants)
+    if not settings.parity:
+        return verdict
+    from imod_export.onnx.parity import check_onnx
+    from imod_export.onnx.report import add_to_report
+
+    report = check_onnx(model, folder / "onnx", variants, settings.probes)
+    add_to_report(report, folder)
+    faults = [*(verdict or {"faults": []})["faults"], *report.faults]
+    return {"passed": not faults, "faults": faults}
 
 
 def _write_model(plan: MergePlan, source: Source, folder: Path, settings: ExportSettings) -> None:
@@ -123,6 +164,10 @@ def _check_inputs(out: Path, settings: ExportSettings) -> None:
     parent = next(p for p in out.absolute().parents if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise InputError(f"{out} cannot be written ({parent} is no folder that can be written): give another --out.")
+    if settings.onnx is not None:
+        from imod_export.onnx.export import check_variants
+
+        check_variants(settings.onnx)
     if settings.probes is not None:
         from imod_core.samples import read_samples
 
@@ -152,6 +197,6 @@ def _reject(folder: Path, out: Path, faults: list[str]) -> str:
     folder.rename(target)
     more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
     return (
-        f"The merged model is not the adapter-attached one ({faults[0]}{more}): "
+        f"The exported model is not the one that it was made from ({faults[0]}{more}): "
         f"it was kept in {target}, the report is parity/parity.html there."
     )

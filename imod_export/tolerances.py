@@ -35,6 +35,22 @@ ROUNDING = {
 }
 """Attached against merged, both computed in float32, merged weights stored in this dtype."""
 
+ONNX = {
+    "fp32": Tolerance(1e-4, 1e-6, 1e-3, "the same sums in another order; seen up to 6e-6 relative, 3e-10 nats"),
+    "fp16": Tolerance(
+        5e-2, 1e-2, 2e-1, "11 bits in every product and in the cache; seen up to 1.4e-2 relative, 6e-4 nats"
+    ),
+    "int8": Tolerance(4e-1, 8e-1, 2.0, "weights and activations of 8 bits in blocks of 32; seen up to 0.14, 0.2 nats"),
+    "q4": Tolerance(1.3, 1e1, 8.0, "4 bits change what a small model says: seen up to 1.1, 4 nats; other models: 1.4"),
+}
+"""transformers in float32 against the ONNX graphs of each form, by the logits."""
+
+ONNX_PART = {"fp32": 1e-4, "fp16": 2e-2, "int8": 5e-2, "q4": 5e-1}
+"""One graph alone: RMS error of embeddings over their RMS."""
+
+ONNX_WEIGHT = {"int8": 1e-2, "q4": 1.2e-1}
+"""RMS error of a weight over its RMS: rounding in blocks of 32 makes 5e-3 and 8e-2 of normally distributed ones."""
+
 EFFECT_SHARE = 0.5
 """The merge may miss the adapter by at most this share of what the adapter does to the logits: at 1 it is as far away
 as the base. It sees a wrong scale where an adapter's whole effect lies below a dtype's tolerance."""

@@ -5,11 +5,16 @@ import os
 import signal
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import click
 
 from imod_core.console import console
 from imod_core.errors import InputError, MissingFileError
+
+if TYPE_CHECKING:
+    from imod_serve.local import LocalModel
+    from imod_serve.local_onnx import OnnxLocal
 
 URL = "http://127.0.0.1:8000"
 """Where `imod serve` listens and `imod ask` asks if nothing else is said."""
@@ -77,7 +82,8 @@ def serve(
 @click.option("--audio", "audios", multiple=True, type=FILE, help="A sound; repeatable.")
 @click.option("--video", "videos", multiple=True, type=FILE, help="A video; repeatable.")
 @click.option("--url", help=f"The server to ask, by default {URL}.")
-@click.option("--model", type=FILE, help="Answer from this folder, without a server.")
+@click.option("--model", type=FILE, help="Answer from this model or onnx folder, without a server.")
+@click.option("--variant", type=click.Choice(["fp32", "fp16", "int8", "q4"]), help="Form of the ONNX graphs to use.")
 @click.option("--mute", is_flag=True, help="Leave out the videos' sound tracks.")
 @click.option("--max-tokens", default=64, show_default=True, type=click.IntRange(min=1))
 @click.option("--api-key-file", type=FILE, help="Or set IMOD_API_KEY.")
@@ -89,6 +95,7 @@ def ask(
     videos: tuple[Path, ...],
     url: str | None,
     model: Path | None,
+    variant: str | None,
     mute: bool,
     max_tokens: int,
     api_key_file: Path | None,
@@ -99,17 +106,30 @@ def ask(
     <image>, <audio> and <video> in the question say where the media belong; without them they come first.
     """
     from imod_serve.client import Client
-    from imod_serve.local import LocalModel
 
     if url and model:
         raise InputError("--url and --model were both given: ask either a server or a folder.")
-    target: Client | LocalModel = LocalModel(model) if model else Client(url or URL, api_key=read_api_key(api_key_file))
+    target = _local(model, variant) if model else Client(url or URL, api_key=read_api_key(api_key_file))
     answer = target.ask(question, images, audios, videos, mute=mute, max_tokens=max_tokens)
     if not as_json:
         click.echo(answer.text.strip())
         return
     counts = {"prompt_tokens": answer.prompt_tokens, "completion_tokens": answer.completion_tokens}
     click.echo(json.dumps({"answer": answer.text, **counts}, ensure_ascii=False))
+
+
+def _local(folder: Path, variant: str | None) -> "LocalModel | OnnxLocal":
+    """The folder's ONNX graphs if it is an onnx folder or a variant of them is named, else its weights."""
+    from imod_serve.local_onnx import OnnxLocal, find_onnx
+
+    graphs = find_onnx(folder, variant)
+    if graphs:
+        return OnnxLocal(graphs, variant)
+    if variant:
+        raise MissingFileError(f"{folder} holds no ONNX graphs: write them with `imod export --model {folder} --onnx`.")
+    from imod_serve.local import LocalModel
+
+    return LocalModel(folder)
 
 
 def read_api_key(file: Path | None) -> str | None:

@@ -113,3 +113,22 @@ def sharded_base(forge) -> Path:
         shutil.copy(path, folder / path.name)
     assert len(list(folder.glob("*.safetensors"))) > 2
     return folder
+
+
+@pytest.fixture(scope="session")
+def exported(forge, merged) -> Path:
+    """The merged folder as ONNX in every form, compared by the command itself."""
+    from click.testing import CliRunner
+
+    from imod_core.cli import imod
+
+    out = forge.root / "exported"
+    words = ["export", "--model", str(merged), "--onnx", "--onnx-variants", "fp16,int8,q4", "--out", str(out)]
+    result = CliRunner().invoke(imod, words)
+    assert result.exit_code == 0, result.output + str(result.exception)
+    return out
+
+
+@pytest.fixture(scope="session")
+def onnx_folder(exported) -> Path:
+    return exported / "onnx"
