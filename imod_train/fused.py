@@ -6,12 +6,11 @@ Aᵀ and the weights. Equal to PEFT's own way up to rounding. Letters: `N` token
 out-features, `r` rank.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from peft.tuners.lora import Linear as LoraLinear
-from peft.tuners.lora import LoraLayer
 from torch import nn
 from torch.autograd.function import once_differentiable
 
@@ -30,7 +29,7 @@ class FusedLoraLinear(LoraLinear):
     fused_adapter: str
 
     @classmethod
-    def adopt(cls, layer: LoraLayer, adapter_name: str) -> "FusedLoraLinear | None":
+    def adopt(cls, layer: nn.Module, adapter_name: str) -> "FusedLoraLinear | None":
         """Turn PEFT's layer into this class, or return None where it is another class (quantised, for example)."""
         if type(layer) is not LoraLinear:
             return None
@@ -55,7 +54,7 @@ class FusedLoraLinear(LoraLinear):
 
     def _fused(self, x: torch.Tensor) -> torch.Tensor:
         name, base = self.fused_adapter, self.base_layer
-        A, B, dropout = self.lora_A[name], self.lora_B[name], self.lora_dropout[name]
+        A, B, dropout = cast(ImodLinear, self.lora_A[name]), self.lora_B[name], self.lora_dropout[name]
         dropped = None if isinstance(dropout, nn.Identity) else dropout(x)
         return FusedLora.apply(
             x, dropped, base.weight, base.bias, A.weight, B.weight, self.scaling[name], A, A.batch_of(x)

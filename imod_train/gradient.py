@@ -89,7 +89,8 @@ def _together(task: torch.Tensor, rows: Rows, X: torch.Tensor, masks: torch.Tens
     """The gradient, (r, d), from one product of 3r rows."""
     stacked = torch.cat([rows.exclusive, rows.shared.unsqueeze(1)], 1)
     stacked += (task if rows.all is None else task + rows.all).unsqueeze(1)
-    return _select(*_product(stacked, X), masks)
+    text, other, shared = _product(stacked, X)
+    return _select(text, other, shared, masks)
 
 
 def _apart(
