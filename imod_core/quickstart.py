@@ -84,6 +84,10 @@ class Road:
         for method in self.methods:
             self._method(method)
         self._step("serve", out / "served/scores.json", call=self._ask_server)
+        asked = ["--limit", self.size.served, "--dtype=float32", "--states", out / "states", "--out", out / "local"]
+        self._step(
+            "local", out / "local/scores.json", "eval", scenes / "test.jsonl", "--model", out / "merged-imod", *asked
+        )
         report = self._report()
         write_json(out / "report.json", report)
         _print_report(report, _read_lines(out / "served/test.as_is.jsonl"))
@@ -153,7 +157,7 @@ class Road:
     def _report(self) -> dict[str, Any]:
         """Everything that the steps measured, by method where there are two."""
         served = _read(self.out / "served/scores.json")
-        local = {row["id"]: row["answer"] for row in _read_lines(self.out / "scores-imod/test.as_is.jsonl")}
+        local = {row["id"]: row["answer"] for row in _read_lines(self.out / "local/test.as_is.jsonl")}
         rows = _read_lines(self.out / "served/test.as_is.jsonl")
         reports = {method: self._scores(method) for method in self.methods}
         return {
