@@ -114,7 +114,11 @@ def _inputs_of(config: dict[str, Any], folder: Path, chat: Chat) -> Inputs:
         from imod_export.onnx.avt_inputs import AvtInputs
 
         return AvtInputs(folder, chat)
-    raise InputError(f"{folder} holds a model of type '{kind}': this runtime knows avt.")
+    if kind in ("qwen2_5_omni", "qwen2_5_omni_thinker"):
+        from imod_export.onnx.omni_inputs import OmniInputs
+
+        return OmniInputs(folder, config, chat)
+    raise InputError(f"{folder} holds a model of type '{kind}': this runtime knows avt and qwen2_5_omni.")
 
 
 def _stop_ids(folder: Path, config: dict[str, Any]) -> set[int]:
