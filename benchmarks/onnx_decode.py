@@ -1,6 +1,6 @@
 """Tokens a second of greedy decoding: ONNX graphs beside transformers eager, interleaved, medians; sizes included.
 
-    python benchmarks/onnx_decode.py [MODEL] [--onnx DIR] [--tokens 32] [--prompt 64] [--rounds 5] [--threads 0] [--json]
+    python benchmarks/onnx_decode.py [MODEL] [--onnx DIR] [--tokens 32] [--prompt 64] [--rounds 5] [--json]
 
 MODEL is a model folder, its graphs lie in DIR, by default MODEL/onnx, with whatever forms are there; without MODEL a
 small random AVT is built and exported. Everything generates the same number of tokens after the same prompt of text.
@@ -59,9 +59,8 @@ def transformers_run(folder: Path, ids: list[int], tokens: int) -> Run:
 def onnx_run(folder: Path, variant: str, ids: list[int], tokens: int, threads: int) -> Run:
     """Greedy decoding by this project's runtime."""
     model = OnnxModel(folder, variant, threads)
-    model._stops = set()
-    prompt = Prompt(ids, np.arange(len(ids)), len(ids))
-    return lambda: _check(len(model.greedy(prompt, tokens)), tokens)
+    prompt, stops = Prompt(ids, np.arange(len(ids)), len(ids)), sorted(model.stops)
+    return lambda: _check(len(model.greedy(prompt, tokens, stops)), tokens)
 
 
 def genai_run(folder: Path, ids: list[int], tokens: int) -> Run:
