@@ -17,6 +17,7 @@ from imod_core.avt.prompts import conversation
 from imod_core.console import console
 from imod_core.errors import InputError, MissingFileError
 from imod_core.media import SAMPLE_RATE
+from imod_core.modality import boundary_token_ids
 from imod_export.probes import MEDIA, Probe
 
 NEW_TOKENS = 12
@@ -100,7 +101,7 @@ def placeholder_ids(config: Any) -> list[int] | None:
     """Token ids that stand for media or frame them."""
     names = [f"{m}_token_{end}" for m in MEDIA for end in ("id", "index")]
     ids = [getattr(config, name, None) for name in names] + list(getattr(config, "boundary_token_ids", None) or [])
-    return sorted({i for i in ids if isinstance(i, int)}) or None
+    return sorted({i for i in (*ids, *boundary_token_ids(config)) if isinstance(i, int)}) or None
 
 
 def sampling(processor: Any) -> tuple[int, int]:

@@ -12,6 +12,7 @@ decoder_model_merged   inputs_embeds, attention_mask (B, P + L), position_ids, p
 from pathlib import Path
 
 EMBED, VISION, AUDIO, DECODER = "embed_tokens", "vision_encoder", "audio_encoder", "decoder_model_merged"
+COMPONENTS = (EMBED, VISION, AUDIO, DECODER)
 FOLDER = "onnx"
 FULL = "fp32"
 SUFFIXES = {FULL: "", "fp16": "_fp16", "int8": "_int8", "q4": "_q4"}

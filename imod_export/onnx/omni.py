@@ -68,14 +68,15 @@ class OmniVision(nn.Module):
         window = torch.stack([frame, row // merge // reach, column // merge // reach], dim=-1)
         same_frame = same(frame[:, None])
         masks = {True: mask_of(same_frame), False: mask_of(same(window))}
-        hidden = nn.functional.linear(pixel_values, tower.patch_embed.proj.weight.flatten(1))
+        # with a batch axis, products stay plain ones, which the quantisers know
+        hidden = nn.functional.linear(pixel_values[None], tower.patch_embed.proj.weight.flatten(1))
         angles = tower.rotary_pos_emb(hidden, torch.stack([row, column], dim=-1))
         for number, block in enumerate(tower.blocks):
             mask = masks[number in tower.fullatt_block_indexes]
             hidden = hidden + _attend(block.attn, block.norm1(hidden), angles, mask)
             hidden = hidden + block.mlp(block.norm2(hidden))
         merger = tower.merger
-        return merger.mlp(merger.ln_q(hidden).reshape(-1, merger.hidden_size))
+        return merger.mlp(merger.ln_q(hidden).reshape(1, -1, merger.hidden_size))[0]
 
 
 class OmniAudio(nn.Module):
@@ -131,7 +132,7 @@ def mask_of(allowed: torch.Tensor) -> torch.Tensor:
 
 
 def _attend(attention: Any, hidden: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor], mask: torch.Tensor):
-    """`(P, D)` to `(P, D)`."""
+    """`(1, P, D)` to `(1, P, D)`."""
     heads = [part(hidden).unflatten(-1, (attention.num_heads, -1)) for part in (attention.q, attention.k, attention.v)]
     query, key = apply_rotary_pos_emb_vision(heads[0], heads[1], *angles)
     return attention.proj(_mix(query, key, heads[2], mask, attention.scaling))

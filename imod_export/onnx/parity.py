@@ -19,6 +19,7 @@ from imod_core.errors import InputError
 from imod_core.modality import media_token_ids
 from imod_export.compare import Distance, common_prefix, distance, same_greedy
 from imod_export.onnx.layout import AUDIO, DECODER, EMBED, FULL, VISION
+from imod_export.onnx.load import load_core
 from imod_export.onnx.prompt import Prompt
 from imod_export.onnx.runtime import OnnxModel
 from imod_export.onnx.variants import BITS, weight_errors
@@ -27,7 +28,6 @@ from imod_export.subject import (
     NEW_TOKENS,
     POSITIONS,
     Subject,
-    load_model,
     load_processor,
     modalities,
     placeholder_ids,
@@ -173,7 +173,7 @@ def check_onnx(model: Path, onnx: Path, variants: Sequence[str], probe_file: Pat
             if variant == FULL:
                 controls += _controls(graphs, probe, reference, logits)
         if variant in BITS:
-            weights += [_weights(onnx, part, variant) for part in (VISION, AUDIO, DECODER)]
+            weights += [check for part in (VISION, AUDIO, DECODER) for check in _weights(onnx, part, variant)]
     limits = {variant: asdict(ONNX[variant]) for variant in (FULL, *variants)}
     return OnnxReport(tuple(results), tuple(parts), tuple(weights), tuple(controls), limits)
 
@@ -189,7 +189,7 @@ def _probes(folder: Path, probe_file: Path | None) -> list[Probe]:
 
 @torch.inference_mode()
 def _ask_transformers(model: Path, probes: list[Probe]) -> tuple[dict[str, _Reference], list[int]]:
-    subject, found = Subject(load_model(model, "float32", "float32"), load_processor(model)), {}
+    subject, found = Subject(load_core(model), load_processor(model)), {}
     for probe in track(probes, "transformers on probes, float32"):
         prompt = subject.prompt(probe)
         answer = subject.greedy(prompt)
@@ -205,8 +205,9 @@ def _features(model: Any, kind: str, inputs: dict[str, torch.Tensor]) -> NDArray
     owner = model if hasattr(model, f"get_{kind}_features") else model.model
     method = getattr(owner, f"get_{kind}_features")
     wanted = inspect.signature(method).parameters
-    output = method(**{name: value for name, value in inputs.items() if name in wanted}).pooler_output
-    rows = output if isinstance(output, (list, tuple)) else [output]
+    output = method(**{name: value for name, value in inputs.items() if name in wanted})
+    found = output.last_hidden_state if output.pooler_output is None else output.pooler_output
+    rows = found if isinstance(found, (list, tuple)) else [found]
     return torch.cat([row.flatten(0, -2) for row in rows]).float().cpu().numpy()
 
 
@@ -272,10 +273,12 @@ def _relative(found: NDArray, wanted: NDArray) -> float:
     return float(np.sqrt(np.mean((found.astype(np.float64) - wanted) ** 2) / max(float(np.mean(wanted**2)), 1e-30)))
 
 
-def _weights(onnx: Path, part: str, variant: str) -> WeightCheck:
+def _weights(onnx: Path, part: str, variant: str) -> Iterator[WeightCheck]:
+    """The worst weight; nothing where a tower has no products, only convolutions."""
     errors = weight_errors(onnx, part, variant)
-    worst = max(errors, key=lambda e: e.relative)
-    return WeightCheck(part, variant, worst.name, worst.relative, ONNX_WEIGHT[variant], len(errors))
+    if errors:
+        worst = max(errors, key=lambda e: e.relative)
+        yield WeightCheck(part, variant, worst.name, worst.relative, ONNX_WEIGHT[variant], len(errors))
 
 
 def _controls(graphs: OnnxModel, probe: Probe, reference: _Reference, logits: torch.Tensor) -> Iterator[SwappedMedia]:

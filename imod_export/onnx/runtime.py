@@ -49,7 +49,7 @@ class OnnxModel:
         self.chat = Chat(folder)
         config = read_json(folder / "config.json")
         self.inputs: Inputs = _inputs_of(config, folder, self.chat)
-        self._stops = _stop_ids(folder, config)
+        self.stops = _stop_ids(folder, config)
 
     def prompt(self, messages: Sequence[Message], media: dict[str, list[Any]] | None = None) -> Prompt:
         """A conversation with decoded media by kind: pictures, sounds `(n,)`, videos `(T, H, W, 3)`, in tag order."""
@@ -85,7 +85,7 @@ class OnnxModel:
         while True:
             logits[-1, list(suppress)] = -np.inf
             answer.append(int(logits[-1].argmax()))
-            if answer[-1] in self._stops or len(answer) == max_new_tokens:
+            if answer[-1] in self.stops or len(answer) == max_new_tokens:
                 return answer
             logits = self._follow(cache, prompt, answer[-1:], len(answer) - 1)
 
@@ -114,7 +114,11 @@ def _inputs_of(config: dict[str, Any], folder: Path, chat: Chat) -> Inputs:
         from imod_export.onnx.avt_inputs import AvtInputs
 
         return AvtInputs(folder, chat)
-    raise InputError(f"{folder} holds a model of type '{kind}': this runtime knows avt.")
+    if kind in ("qwen2_5_omni", "qwen2_5_omni_thinker"):
+        from imod_export.onnx.omni_inputs import OmniInputs
+
+        return OmniInputs(folder, config, chat)
+    raise InputError(f"{folder} holds a model of type '{kind}': this runtime knows avt and qwen2_5_omni.")
 
 
 def _stop_ids(folder: Path, config: dict[str, Any]) -> set[int]:

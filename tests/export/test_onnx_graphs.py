@@ -15,12 +15,11 @@ from imod_core.cli import imod
 from imod_core.errors import CheckFailed
 from imod_export.onnx.export import COMPANIONS, export_onnx
 from imod_export.onnx.graph import DUPLICATE_BYTES, OPSET, duplicates, trace, write
-from imod_export.onnx.layout import AUDIO, DECODER, EMBED, KEEP, SUFFIXES, VISION, data_name, file_name
+from imod_export.onnx.layout import AUDIO, COMPONENTS, DECODER, EMBED, KEEP, SUFFIXES, VISION, data_name, file_name
 from imod_export.onnx.variants import dequantized, precise_nodes, weight_errors
 from imod_export.subject import load_model, load_processor
 from imod_export.tolerances import ONNX_WEIGHT
 
-COMPONENTS = (EMBED, VISION, AUDIO, DECODER)
 CLOSE = 2e-5
 """float32 sums in another order, logits of size 10."""
 

@@ -153,7 +153,7 @@ def test_an_export_with_onnx_reports_merge_and_graphs_together(run_folder, tmp_p
     assert {p["variant"] for p in report["onnx"]["probes"]} == {"fp32"}
     assert report["layers"]
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
-    assert {"onnx/decoder_model_merged.onnx", "onnx/manifest.json", "model.safetensors"} <= manifest["files"].keys()
+    assert {"onnx/decoder_model_merged.onnx", "onnx/config.json", "model.safetensors"} <= manifest["files"].keys()
 
 
 @pytest.fixture(scope="module")
