@@ -1,84 +1,166 @@
 """The streamed merge: block by block `W + s·BA` in float32, everything else byte for byte.
 
 Letters: `m` rows of a block, `r` rank. A weight is read, changed and written in blocks of rows, so that memory does not
-grow with the model nor with its largest tensor.
+grow with the model nor with its largest tensor. A shard that is whole is noted, and not made again after a kill.
 """
 
+import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 
 from imod_core.artifacts import write_json
-from imod_core.console import track
+from imod_core.console import console, track
 from imod_core.errors import InputError
-from imod_export.adapter import LoraPair
+from imod_export.layout import Output, OutputShard, index_of
+from imod_export.match import Update
 from imod_export.plan import Change, MergePlan
-from imod_export.tensors import DTYPES, INDEX, ITEM_BYTES, Shard, TensorInfo, header_bytes
+from imod_export.rounding import Rounding, RoundingCost, cast
+from imod_export.tensors import DTYPES, INDEX, ITEM_BYTES, TensorInfo
+from imod_export.work import Work
 
-BLOCK_BYTES = 1 << 25
+BLOCK_BYTES = 1 << 24
 """Of one block in float32; a few such blocks are the peak of memory, besides one adapter pair."""
 TORCH_DTYPES = {name: getattr(torch, kind) for kind, name in DTYPES.items()}
 
 
-def write_weights(plan: MergePlan, folder: Path) -> None:
-    """Write the merged shards and their index into `folder`, in the base's own names and layout.
+def write_weights(
+    plan: MergePlan, work: Work, rounding: Rounding | None = None, between: Callable[[], None] = lambda: None
+) -> None:
+    """Write the merged shards that are not there yet, and their index, in the base's own names.
+
+    Args:
+        plan: what to write.
+        work: where to, and which shards are whole.
+        rounding: to the stored dtype; to nearest by default.
+        between: called after each tensor; what it raises stops the merge.
 
     Raises:
         InputError: a file could not be read or written; values that are not finite, or leave the dtype's range.
     """
-    total = sum(len(shard.tensors) for shard in plan.checkpoint.shards)
-    try:
-        for _ in track(_write(plan, folder), "Merging tensors", total=total):
-            pass
-    except OSError as error:
-        raise InputError(f"The merge stopped ({error.strerror or error}): mend that and run it again.") from None
-    if plan.checkpoint.index is not None:
-        write_json(folder / INDEX, _index(plan))
+    rounding = rounding or Rounding()
+    missing = [shard for shard in plan.shards if work.record(shard.name) is None]
+    if len(missing) < len(plan.shards):
+        console.print(f"Going on with an interrupted merge: {len(plan.shards) - len(missing)} shards are whole.")
+    total = sum(len(shard.tensors) for shard in missing)
+    for _ in track(_write(plan, missing, work, rounding), "Merging tensors", total=total):
+        between()
+    if index := index_of(plan.checkpoint, plan.shards):
+        write_json(work.folder / INDEX, index)
+
+
+def rounding_costs(plan: MergePlan, work: Work) -> list[dict[str, Any]]:
+    """What was noted of each low-rank update, shard by shard: see `RoundingCost.result`."""
+    return [cost for shard in plan.shards for cost in (work.record(shard.name) or {"costs": []})["costs"]]
 
 
 def read_tensor(info: TensorInfo) -> torch.Tensor:
     """A whole tensor, in its own dtype."""
     with info.path.open("rb") as file:
-        return _read(file, info, 0, _count(info)).reshape(info.shape)
+        return read_values(file, info, 0, _count(info)).reshape(info.shape)
 
 
-def _write(plan: MergePlan, folder: Path) -> Iterator[str]:
-    for shard in plan.checkpoint.shards:
-        with shard.path.open("rb") as source, (folder / shard.path.name).open("wb") as target:
-            target.write(_header(plan, shard))
-            for info in shard.tensors:
-                for block in _blocks(plan, info, source):
+def _write(plan: MergePlan, shards: list[OutputShard], work: Work, rounding: Rounding) -> Iterator[str]:
+    for shard in shards:
+        partial = work.folder / f".{shard.name}.partial"
+        costs: list[RoundingCost] = []
+        with ExitStack() as stack, partial.open("wb") as target:
+            files: dict[Path, BinaryIO] = {}
+            digest = hashlib.sha256(shard.header)
+            target.write(shard.header)
+            for output in shard.tensors:
+                if output.source.path not in files:
+                    files[output.source.path] = stack.enter_context(output.source.path.open("rb"))
+                for block in blocks(output, plan.changes.get(output.name), files[output.source.path], rounding, costs):
+                    digest.update(block)
                     target.write(block)
-                yield info.name
+                yield output.name
             target.flush()
             os.fsync(target.fileno())
+        work.finish(shard.name, partial, {"sha256": digest.hexdigest(), "costs": [cost.result() for cost in costs]})
 
 
-def _header(plan: MergePlan, shard: Shard) -> bytes:
-    if all(plan.dtype_of(info) == info.dtype for info in shard.tensors):
-        return shard.header
-    return header_bytes([(info.name, plan.dtype_of(info), info.shape) for info in shard.tensors], shard.metadata)
-
-
-def _index(plan: MergePlan) -> dict:
-    """The base's index with the size that the tensors have now, in bytes."""
-    tensors = plan.checkpoint.tensors.values()
-    size = sum(info.nbytes // ITEM_BYTES[info.dtype] * ITEM_BYTES[plan.dtype_of(info)] for info in tensors)
-    index = plan.checkpoint.index or {}
-    return {**index, "metadata": {**(index.get("metadata") or {}), "total_size": size}}
-
-
-def _blocks(plan: MergePlan, info: TensorInfo, source: BinaryIO) -> Iterator[bytes | memoryview]:
-    """The data of a tensor as it is in the merge."""
-    change, dtype = plan.changes.get(info.name), plan.dtype_of(info)
-    if change is None and dtype == info.dtype:
-        yield from _copy(source, info)
+def blocks(
+    output: Output, change: Change | None, source: BinaryIO, rounding: Rounding, costs: list[RoundingCost]
+) -> Iterator[bytes | memoryview]:
+    """The data of a tensor as it is in the merge; appends the cost of rounding its updates to `costs`."""
+    if change is None and output.dtype == output.source.dtype:
+        yield from _copy(source, output.source)
         return
-    for rows in _new_rows(info, change, source):
-        yield _to_bytes(rows, info.name, TORCH_DTYPES[dtype])
+    dtype, generator = TORCH_DTYPES[output.dtype], rounding.generator(output.name)
+    cost = RoundingCost(output.name)
+    for base, update in merged_blocks(output.source, change, source):
+        rows = base if update is None else base + update
+        stored = _cast(rows, output.name, dtype, generator)
+        if update is not None:
+            cost.add(base, update, stored)
+        yield stored.contiguous().flatten().view(torch.uint8).numpy().data
+    if change and change.updates:
+        costs.append(cost)
+
+
+def merged_blocks(
+    info: TensorInfo, change: Change | None, source: BinaryIO
+) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+    """Blocks `(m, columns)` of a tensor and of its low-rank update, both float32; None where there is no update.
+
+    Tensors and rows that replace the base's stand in the first of the two.
+    """
+    change = change or Change()
+    rows, columns = (info.shape[0], _count(info) // max(info.shape[0], 1)) if info.shape else (1, 1)
+    factors = [(update, *_factors(update)) for update in change.updates]
+    new_rows = {i: row for given in change.rows for i, row in zip(given.indices, _whole(given.values), strict=True)}
+    step = max(1, BLOCK_BYTES // (4 * max(columns, 1)))
+    with ExitStack() as stack:
+        whole = change.replacement
+        file = stack.enter_context(whole.path.open("rb")) if whole else source
+        for first in range(0, rows, step):
+            count = min(step, rows - first)
+            block = read_values(file, whole or info, first * columns, count * columns).float().view(count, columns)
+            if whole:
+                _finite(block, whole)
+            for i in new_rows.keys() & set(range(first, first + count)) if new_rows else ():
+                block[i - first] = new_rows[i].flatten()
+            yield block, _update(factors, first, count, columns) if factors else None
+
+
+def read_values(source: BinaryIO, info: TensorInfo, first: int, count: int) -> torch.Tensor:
+    """`count` values of a tensor from the value `first`, flat, in its own dtype."""
+    size = ITEM_BYTES[info.dtype]
+    buffer = bytearray(count * size)
+    source.seek(info.start + first * size)
+    if source.readinto(buffer) != len(buffer):  # type: ignore[attr-defined]
+        raise InputError(f"{info.path} ends within '{info.name}': it was changed during the merge, run it again.")
+    if not buffer:
+        return torch.empty(0, dtype=TORCH_DTYPES[info.dtype])
+    return torch.frombuffer(buffer, dtype=TORCH_DTYPES[info.dtype])
+
+
+def _update(
+    factors: list[tuple[Update, torch.Tensor, torch.Tensor]], first: int, count: int, columns: int
+) -> torch.Tensor:
+    """The sum of the low-rank updates of the rows from `first`, `(count, columns)`."""
+    total = torch.zeros(count, columns)
+    for update, left, right in factors:
+        begin, end = max(first, update.first), min(first + count, update.first + update.count)
+        if begin < end:
+            part = left[begin - update.first : end - update.first] @ right
+            total[begin - first : end - first] += part * update.scale
+    return total
+
+
+def _factors(update: Update) -> tuple[torch.Tensor, torch.Tensor]:
+    """`(rows, r)` and `(r, columns)` in float32, whose product has the weight's own orientation."""
+    a, b = _whole(update.pair.a).flatten(1), _whole(update.pair.b).flatten(1)
+    return (a.T, b.T) if update.pair.transposed else (b[update.b_first : update.b_first + update.count], a)
+
+
+def _whole(info: TensorInfo) -> torch.Tensor:
+    return _finite(read_tensor(info).float(), info)
 
 
 def _copy(source: BinaryIO, info: TensorInfo) -> Iterator[bytes]:
@@ -92,46 +174,11 @@ def _copy(source: BinaryIO, info: TensorInfo) -> Iterator[bytes]:
         left -= len(block)
 
 
-def _new_rows(info: TensorInfo, change: Change | None, source: BinaryIO) -> Iterator[torch.Tensor]:
-    """The merged tensor in float32 blocks (m, columns)."""
-    if isinstance(change, TensorInfo):
-        yield _finite(read_tensor(change).float(), change)
-        return
-    rows, columns = (info.shape[0], _count(info) // max(info.shape[0], 1)) if info.shape else (1, 1)
-    factors = _factors(change) if change else None
-    step = max(1, BLOCK_BYTES // (4 * max(columns, 1)))
-    for first in range(0, rows, step):
-        count = min(step, rows - first)
-        block = _read(source, info, first * columns, count * columns).float().view(count, columns)
-        if change and factors:
-            block += (factors[0][first : first + count] @ factors[1]) * change.scale
-        yield block
-
-
-def _factors(pair: LoraPair) -> tuple[torch.Tensor, torch.Tensor]:
-    """`(rows, r)` and `(r, columns)` in float32, whose product has the weight's own orientation."""
-    a = _finite(read_tensor(pair.a).float(), pair.a).flatten(1)
-    b = _finite(read_tensor(pair.b).float(), pair.b).flatten(1)
-    return (a.T, b.T) if pair.transposed else (b, a)
-
-
-def _read(source: BinaryIO, info: TensorInfo, first: int, count: int) -> torch.Tensor:
-    """`count` values of a tensor from the value `first`, flat, in its own dtype."""
-    size = ITEM_BYTES[info.dtype]
-    buffer = bytearray(count * size)
-    source.seek(info.start + first * size)
-    if source.readinto(buffer) != len(buffer):  # type: ignore[attr-defined]
-        raise InputError(f"{info.path} ends within '{info.name}': it was changed during the merge, run it again.")
-    if not buffer:
-        return torch.empty(0, dtype=TORCH_DTYPES[info.dtype])
-    return torch.frombuffer(buffer, dtype=TORCH_DTYPES[info.dtype])
-
-
-def _to_bytes(rows: torch.Tensor, name: str, dtype: torch.dtype) -> memoryview:
-    cast = rows.to(dtype)
-    if dtype == torch.float16 and bool((cast.isinf() & rows.isfinite()).any()):
+def _cast(rows: torch.Tensor, name: str, dtype: torch.dtype, generator: Any) -> torch.Tensor:
+    stored = cast(rows, dtype, generator)
+    if dtype == torch.float16 and bool((stored.isinf() & rows.isfinite()).any()):
         raise InputError(f"'{name}' holds values beyond float16's range: use --dtype bfloat16 or float32.")
-    return cast.contiguous().flatten().view(torch.uint8).numpy().data
+    return stored
 
 
 def _finite(values: torch.Tensor, info: TensorInfo) -> torch.Tensor:

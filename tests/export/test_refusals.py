@@ -3,10 +3,6 @@
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import torch
@@ -234,22 +230,6 @@ def test_a_disk_that_fills_up_during_the_merge_leaves_nothing(place, run_folder,
 
     monkeypatch.setattr(merge.os, "fsync", full)
     refused(run_export("--merge", run_folder, "--out", place / "target/out"), "No space left on device")
-
-
-def test_killed_in_the_middle_no_target_appears(tmp_path, run_folder):
-    command = [sys.executable, "-m", "imod_core.cli", "export", "--merge", run_folder, "--out", tmp_path / "out"]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 60
-        while not list(tmp_path.glob(".out.*/model.safetensors")) and time.monotonic() < deadline:
-            time.sleep(0.01)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert list(tmp_path.glob(".out.*/model.safetensors"))
-    assert not (tmp_path / "out").exists()
-    again = run_export("--merge", run_folder, "--out", tmp_path / "out", "--no-parity")
-    assert again.exit_code == 0
 
 
 def test_planning_reads_headers_only(base, adapter, monkeypatch):
