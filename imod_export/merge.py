@@ -91,7 +91,8 @@ def blocks(
     if change is None and output.dtype == output.source.dtype:
         yield from _copy(source, output.source)
         return
-    dtype, generator = TORCH_DTYPES[output.dtype], rounding.generator(output.name)
+    dtype = TORCH_DTYPES[output.dtype]
+    generator = rounding.generator(output.name) if change and change.updates else None
     cost = RoundingCost(output.name)
     for base, update in merged_blocks(output.source, change, source):
         rows = base if update is None else base + update

@@ -18,7 +18,7 @@ WARN_LOST = 0.1
 
 @dataclass(frozen=True)
 class Rounding:
-    """How values are cast to fewer bits."""
+    """How weights with a low-rank update are cast to fewer bits; all others go to the nearest number."""
 
     mode: str = "nearest"
     seed: int = 0
