@@ -4,10 +4,8 @@ Letters: `m` rows of a block, `r` rank. A weight is read, changed and written in
 grow with the model nor with its largest tensor. A shard that is whole is noted, and not made again after a kill.
 """
 
-import hashlib
-import os
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,9 +20,12 @@ from imod_export.plan import Change, MergePlan
 from imod_export.rounding import Rounding, RoundingCost, cast
 from imod_export.tensors import DTYPES, INDEX, ITEM_BYTES, TensorInfo
 from imod_export.work import Work
+from imod_export.writer import HashedWriter
 
-BLOCK_BYTES = 1 << 24
+BLOCK_BYTES = 1 << 22
 """Of one block in float32; a few such blocks are the peak of memory, besides one adapter pair."""
+COST_ROWS = 1024
+"""Rows of a weight, evenly over it, on which the cost of rounding is measured."""
 TORCH_DTYPES = {name: getattr(torch, kind) for kind, name in DTYPES.items()}
 
 
@@ -47,8 +48,9 @@ def write_weights(
     if len(missing) < len(plan.shards):
         console.print(f"Going on with an interrupted merge: {len(plan.shards) - len(missing)} shards are whole.")
     total = sum(len(shard.tensors) for shard in missing)
-    for _ in track(_write(plan, missing, work, rounding), "Merging tensors", total=total):
-        between()
+    with closing(_write(plan, missing, work, rounding)) as steps:
+        for _ in track(steps, "Merging tensors", total=total):
+            between()
     if index := index_of(plan.checkpoint, plan.shards):
         write_json(work.folder / INDEX, index)
 
@@ -64,56 +66,80 @@ def read_tensor(info: TensorInfo) -> torch.Tensor:
         return read_values(file, info, 0, _count(info)).reshape(info.shape)
 
 
-def _write(plan: MergePlan, shards: list[OutputShard], work: Work, rounding: Rounding) -> Iterator[str]:
+def _write(plan: MergePlan, shards: list[OutputShard], work: Work, rounding: Rounding) -> Generator[str, None, None]:
     for shard in shards:
         partial = work.folder / f".{shard.name}.partial"
         costs: list[RoundingCost] = []
-        with ExitStack() as stack, partial.open("wb") as target:
+        with HashedWriter(partial) as target, ExitStack() as stack:
             files: dict[Path, BinaryIO] = {}
-            digest = hashlib.sha256(shard.header)
             target.write(shard.header)
             for output in shard.tensors:
                 if output.source.path not in files:
                     files[output.source.path] = stack.enter_context(output.source.path.open("rb"))
-                for block in blocks(output, plan.changes.get(output.name), files[output.source.path], rounding, costs):
-                    digest.update(block)
+                for block in _blocks(output, plan.changes.get(output.name), files[output.source.path], rounding, costs):
                     target.write(block)
                 yield output.name
-            target.flush()
-            os.fsync(target.fileno())
-        work.finish(shard.name, partial, {"sha256": digest.hexdigest(), "costs": [cost.result() for cost in costs]})
+        work.finish(shard.name, partial, {"sha256": target.sha256, "costs": [cost.result() for cost in costs]})
 
 
-def blocks(
+def _blocks(
     output: Output, change: Change | None, source: BinaryIO, rounding: Rounding, costs: list[RoundingCost]
 ) -> Iterator[bytes | memoryview]:
     """The data of a tensor as it is in the merge; appends the cost of rounding its updates to `costs`."""
     if change is None and output.dtype == output.source.dtype:
         yield from _copy(source, output.source)
         return
-    dtype = TORCH_DTYPES[output.dtype]
-    generator = rounding.generator(output.name) if change and change.updates else None
-    cost = RoundingCost(output.name)
-    for base, update in merged_blocks(output.source, change, source):
-        rows = base if update is None else base + update
-        stored = _cast(rows, output.name, dtype, generator)
-        if update is not None:
-            cost.add(base, update, stored)
-        yield stored.contiguous().flatten().view(torch.uint8).numpy().data
-    if change and change.updates:
+    dtype, low_rank = TORCH_DTYPES[output.dtype], LowRank(change.updates) if change and change.updates else None
+    generator, cost = rounding.generator(output.name) if low_rank else None, RoundingCost(output.name)
+    step = cost_step(output.source)
+    for first, rows in base_blocks(output.source, change, source):
+        if low_rank is None:
+            yield _to_bytes(_cast(rows, output.name, dtype, generator))
+            continue
+        sampled = slice(-first % step, None, step)
+        before, update = rows[sampled].clone(), low_rank.update(first, len(rows), sampled)
+        stored = _cast(low_rank.add_to(rows, first), output.name, dtype, generator)
+        cost.add(before, update, stored[sampled])
+        yield _to_bytes(stored)
+    if low_rank:
         costs.append(cost)
 
 
-def merged_blocks(
-    info: TensorInfo, change: Change | None, source: BinaryIO
-) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
-    """Blocks `(m, columns)` of a tensor and of its low-rank update, both float32; None where there is no update.
+def cost_step(info: TensorInfo) -> int:
+    """Every how many rows what rounding costs is looked at: all rows of small weights, a thousand of large ones."""
+    return max(1, info.shape[0] // COST_ROWS) if info.shape else 1
 
-    Tensors and rows that replace the base's stand in the first of the two.
-    """
+
+class LowRank:
+    """The sum of low-rank updates of one weight; its factors are in memory, the sum never is."""
+
+    def __init__(self, updates: Sequence[Update]):
+        self.factors = [(update, *_factors(update)) for update in updates]
+
+    def add_to(self, rows: torch.Tensor, first: int) -> torch.Tensor:
+        """`rows (m, columns)`, which begin at the weight's row `first`, with the update in them, in place."""
+        for update, left, right in self.factors:
+            begin, end = max(first, update.first), min(first + len(rows), update.first + update.count)
+            if begin < end:
+                part = left[begin - update.first : end - update.first]
+                rows[begin - first : end - first].addmm_(part, right, alpha=update.scale)
+        return rows
+
+    def update(self, first: int, count: int, chosen: slice = slice(None)) -> torch.Tensor:
+        """The update of the chosen ones of `count` rows from `first`, alone."""
+        columns = self.factors[0][2].shape[1]
+        total = torch.zeros(len(range(count)[chosen]), columns)
+        places = torch.arange(first, first + count)[chosen]
+        for update, left, right in self.factors:
+            hit = (places >= update.first) & (places < update.first + update.count)
+            total[hit] += (left[places[hit] - update.first] @ right) * update.scale
+        return total
+
+
+def base_blocks(info: TensorInfo, change: Change | None, source: BinaryIO) -> Iterator[tuple[int, torch.Tensor]]:
+    """First row and float32 values `(m, columns)` of each block, with replaced tensors and rows in place."""
     change = change or Change()
     rows, columns = (info.shape[0], _count(info) // max(info.shape[0], 1)) if info.shape else (1, 1)
-    factors = [(update, *_factors(update)) for update in change.updates]
     new_rows = {i: row for given in change.rows for i, row in zip(given.indices, _whole(given.values), strict=True)}
     step = max(1, BLOCK_BYTES // (4 * max(columns, 1)))
     with ExitStack() as stack:
@@ -124,9 +150,9 @@ def merged_blocks(
             block = read_values(file, whole or info, first * columns, count * columns).float().view(count, columns)
             if whole:
                 _finite(block, whole)
-            for i in new_rows.keys() & set(range(first, first + count)) if new_rows else ():
+            for i in new_rows.keys() & range(first, first + count) if new_rows else ():
                 block[i - first] = new_rows[i].flatten()
-            yield block, _update(factors, first, count, columns) if factors else None
+            yield first, block
 
 
 def read_values(source: BinaryIO, info: TensorInfo, first: int, count: int) -> torch.Tensor:
@@ -139,19 +165,6 @@ def read_values(source: BinaryIO, info: TensorInfo, first: int, count: int) -> t
     if not buffer:
         return torch.empty(0, dtype=TORCH_DTYPES[info.dtype])
     return torch.frombuffer(buffer, dtype=TORCH_DTYPES[info.dtype])
-
-
-def _update(
-    factors: list[tuple[Update, torch.Tensor, torch.Tensor]], first: int, count: int, columns: int
-) -> torch.Tensor:
-    """The sum of the low-rank updates of the rows from `first`, `(count, columns)`."""
-    total = torch.zeros(count, columns)
-    for update, left, right in factors:
-        begin, end = max(first, update.first), min(first + count, update.first + update.count)
-        if begin < end:
-            part = left[begin - update.first : end - update.first] @ right
-            total[begin - first : end - first] += part * update.scale
-    return total
 
 
 def _factors(update: Update) -> tuple[torch.Tensor, torch.Tensor]:
@@ -173,6 +186,10 @@ def _copy(source: BinaryIO, info: TensorInfo) -> Iterator[bytes]:
             raise InputError(f"{info.path} ends within '{info.name}': it was changed during the merge, run it again.")
         yield block
         left -= len(block)
+
+
+def _to_bytes(stored: torch.Tensor) -> memoryview:
+    return stored.contiguous().flatten().view(torch.uint8).numpy().data
 
 
 def _cast(rows: torch.Tensor, name: str, dtype: torch.dtype, generator: Any) -> torch.Tensor:

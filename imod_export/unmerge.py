@@ -14,7 +14,7 @@ from imod_core.console import console, track
 from imod_core.errors import CheckFailed, InputError
 from imod_export.export import ExportSettings, plan_of
 from imod_export.layout import Output
-from imod_export.merge import BLOCK_BYTES, TORCH_DTYPES, merged_blocks, read_values
+from imod_export.merge import BLOCK_BYTES, TORCH_DTYPES, LowRank, base_blocks, read_values
 from imod_export.names import canonical
 from imod_export.plan import Change, MergePlan
 from imod_export.source import find_sources
@@ -79,12 +79,12 @@ def _residual(output: Output, change: Change | None, info: TensorInfo) -> Residu
     """Largest distance of a merged tensor from base and update, over what rounding explains."""
     if change is None and info.dtype == output.source.dtype:
         return Residual(output.name, 0.0 if _same_bytes(output.source, info) else float("inf"))
-    worst, first = 0.0, 0
+    worst, low_rank = 0.0, LowRank(change.updates) if change and change.updates else None
     limits = torch.finfo(TORCH_DTYPES[info.dtype])
     with output.source.path.open("rb") as base, info.path.open("rb") as merged:
-        for weight, update in merged_blocks(output.source, change, base):
-            found = read_values(merged, info, first, weight.numel()).float().view_as(weight)
-            first += weight.numel()
+        for first, weight in base_blocks(output.source, change, base):
+            update = low_rank.update(first, len(weight)) if low_rank else None
+            found = read_values(merged, info, first * weight.shape[1], weight.numel()).float().view_as(weight)
             size = weight.abs() if update is None else torch.maximum(weight.abs(), update.abs())
             left = found - weight if update is None else (found - update) - weight
             allowed = UNITS * limits.eps * found.abs().clamp(min=limits.smallest_normal) + SLACK * size

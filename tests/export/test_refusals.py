@@ -223,12 +223,12 @@ def test_a_full_disk_is_noticed_before_the_merge(place, run_folder, monkeypatch)
 
 
 def test_a_disk_that_fills_up_during_the_merge_leaves_nothing(place, run_folder, monkeypatch):
-    import imod_export.merge as merge
+    import imod_export.writer as writer
 
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(merge.os, "fsync", full)
+    monkeypatch.setattr(writer.os, "fsync", full)
     refused(run_export("--merge", run_folder, "--out", place / "target/out"), "No space left on device")
 
 
