@@ -125,8 +125,8 @@ def _bfloat16(random: np.random.Generator, shape: tuple[int, ...]) -> bytes:
     return np.resize(block.astype("<u2"), count).tobytes()
 
 
-def measure(command: list[str], target: Path, log: Path) -> tuple[float, int]:
-    """Seconds and largest resident bytes of a process; what it wrote is removed."""
+def measure(command: list[str], target: Path, log: Path) -> tuple[float, float, int]:
+    """Seconds by the clock and of CPU, largest resident bytes of a process; what it wrote is removed."""
     with log.open("w") as file:
         start = time.perf_counter()
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
@@ -135,7 +135,7 @@ def measure(command: list[str], target: Path, log: Path) -> tuple[float, int]:
     if status:
         sys.exit(f"{command[:4]} failed:\n{log.read_text()[-2000:]}")
     shutil.rmtree(target)
-    return seconds, usage.ru_maxrss * 1024
+    return seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
 
 
 def compare(place: Path, gb: float, rounds: int) -> dict:
@@ -149,23 +149,27 @@ def compare(place: Path, gb: float, rounds: int) -> dict:
         "imod": merge,
         "peft": ["-c", PEFT, str(base), str(adapter), str(target)],
     }
-    found: dict[str, list[tuple[float, int]]] = {name: [] for name in commands}
+    found: dict[str, list[tuple[float, float, int]]] = {name: [] for name in commands}
     for number in range(rounds):
         for name, arguments in commands.items():
             found[name].append(measure([sys.executable, *arguments], target, place / f"{name}.log"))
             console.print(f"round {number + 1}: {name} {found[name][-1][0]:.1f} s")
-    seconds = {name: statistics.median(s for s, _ in runs) for name, runs in found.items()}
-    memory = {name: max(m for _, m in runs) for name, runs in found.items()}
-    nbytes = sum(path.stat().st_size for path in base.glob("*.safetensors"))
+    memory = {name: max(run[2] for run in runs) for name, runs in found.items()}
     return {
-        "bytes": nbytes,
+        "bytes": sum(path.stat().st_size for path in base.glob("*.safetensors")),
         "rounds": rounds,
-        "seconds": seconds,
+        "seconds": {name: statistics.median(run[0] for run in runs) for name, runs in found.items()},
+        "cpu_seconds": {name: statistics.median(run[1] for run in runs) for name, runs in found.items()},
         "peak_bytes": memory,
-        "imod/copy": statistics.median(m / c for (m, _), (c, _) in zip(found["imod"], found["copy"], strict=True)),
-        "peft/imod": statistics.median(p / m for (p, _), (m, _) in zip(found["peft"], found["imod"], strict=True)),
+        "imod/copy": _ratio(found["imod"], found["copy"]),
+        "peft/imod": _ratio(found["peft"], found["imod"]),
         "peft/imod memory": memory["peft"] / memory["imod"],
     }
+
+
+def _ratio(runs: list[tuple[float, float, int]], others: list[tuple[float, float, int]]) -> float:
+    """Median over the rounds of the ratio of seconds within each."""
+    return statistics.median(a[0] / b[0] for a, b in zip(runs, others, strict=True))
 
 
 def main() -> None:
@@ -182,7 +186,8 @@ def main() -> None:
         print(json.dumps(result))
     else:
         for name in ("copy", "imod", "peft"):
-            print(f"{name:5} {result['seconds'][name]:7.1f} s {result['peak_bytes'][name] / 1e6:8.0f} MB")
+            seconds, cpu, peak = (result[key][name] for key in ("seconds", "cpu_seconds", "peak_bytes"))
+            print(f"{name:5} {seconds:7.1f} s {cpu:7.1f} s of CPU {peak / 1e6:8.0f} MB")
         print(f"merge / copy {result['imod/copy']:.2f}; PEFT / merge {result['peft/imod']:.2f} in time,")
         print(f"{result['peft/imod memory']:.1f} in memory ({result['bytes'] / 1e9:.1f} GB of weights)")
     late, large = result["imod/copy"] > LIMITS["time"], result["peak_bytes"]["imod"] > LIMITS["memory"]

@@ -90,7 +90,7 @@ def export(
 def parity(folder: Path, strict: bool, **options) -> None:
     """Compare a merged folder with its adapter attached to its base, and with other ways to run it.
 
-    Without --against vLLM is asked where it is installed.
+    Without --against: the ONNX graphs in DIR, and vLLM where it is installed.
     """
     _need("torch", "transformers", "peft", "matplotlib")
     from imod_export.standalone import compare

@@ -6,6 +6,7 @@ is a link too.
 
 import importlib
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
@@ -83,6 +84,14 @@ def make_link(spec: str, folder: Path, stored: str) -> Link:
     if Path(spec).is_dir():
         return _load("imod_export.folder_link:FolderLink")(Path(spec))
     raise InputError(f"--against {spec} is neither {', '.join(KINDS)}, a model folder nor a URL.")
+
+
+def default_links(folder: Path) -> tuple[str, ...]:
+    """What a folder can be compared with here: the variants of its ONNX graphs, and vLLM where it is installed."""
+    graphs = sorted((folder / "onnx").glob("decoder_model_merged*.onnx"))
+    variants = [graph.stem.removeprefix("decoder_model_merged").lstrip("_") for graph in graphs]
+    onnx = [f"onnx:{variant}" if variant else "onnx" for variant in variants] if find_spec("imod_export.onnx") else []
+    return (*onnx, *(["vllm"] if find_spec("vllm") else []))
 
 
 def _load(place: str):

@@ -98,9 +98,7 @@ def check_parity(chain: Chain) -> Report:
         attached = _ask_attached(chain, probes, arithmetic) if chain.base else None
         release_memory()
         subject = Subject(load_model(chain.merged, chain.stored, arithmetic), load_processor(chain.merged))
-        found, merged_controls, said = _ask_merged(
-            chain, subject, probes, attached[0] if attached else None, arithmetic
-        )
+        found, merged_controls, said = ask_merged(chain, subject, probes, attached[0] if attached else None, arithmetic)
         results += found
         if arithmetic == "float32":
             references, controls = said, merged_controls
@@ -113,7 +111,7 @@ def check_parity(chain: Chain) -> Report:
         del subject
         release_memory()
     for link in links:
-        found, told_apart = _ask_link(link, probes, references)
+        found, told_apart = ask_link(link, probes, references)
         results += found
         controls += told_apart
     names = (*(["attached"] if chain.base else []), "merged", *(link.name for link in links))
@@ -153,7 +151,7 @@ def _ask_attached(chain: Chain, probes: list[Probe], arithmetic: str) -> tuple[d
     return found, traced
 
 
-def _ask_merged(
+def ask_merged(
     chain: Chain, subject: Subject, probes: list[Probe], references: dict[str, _Reference] | None, arithmetic: str
 ) -> tuple[list[ProbeResult], list[Control], dict[str, _Reference]]:
     """The merged model on all probes: against the references, and as a reference itself."""
@@ -216,7 +214,7 @@ def aligned(reference: _Reference, reply: Reply) -> torch.Tensor:
     return rows if len(rows) == len(reply.logits) else rows[:0]
 
 
-def _ask_link(
+def ask_link(
     link: Link, probes: list[Probe], references: dict[str, _Reference]
 ) -> tuple[list[ProbeResult], list[Control]]:
     """A further link on all probes against the merged model, and on other media, which it must notice."""

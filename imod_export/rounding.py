@@ -22,7 +22,7 @@ class Rounding:
 
     mode: str = "nearest"
     seed: int = 0
-    """Of stochastic rounding; each tensor has a stream of its own, so that shards and blocks do not matter."""
+    """Of stochastic rounding; each tensor has a stream of its own, so that order and shards do not matter."""
 
     def generator(self, name: str) -> np.random.Generator | None:
         """The random numbers for the tensor `name`; None where none are needed."""

@@ -1,7 +1,6 @@
 """`imod parity`: the comparison of a folder that was merged before, by whomever."""
 
 import json
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from imod_core.errors import CheckFailed, InputError, MissingFileError
 from imod_export.adapter import CONFIG
 from imod_export.export import MERGE_FILE
 from imod_export.folder_link import stored_dtype
+from imod_export.links import default_links
 from imod_export.parity import Chain, check_parity
 from imod_export.report import PAGE, write_report
 from imod_export.results import Report
@@ -39,7 +39,7 @@ def compare(
         raise MissingFileError(f"{folder} is not a model folder: it has no config.json.")
     manifest = read_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
     attached, base = _attached(folder, manifest, sources, weights, base)
-    against = against or (("vllm",) if find_spec("vllm") else ())
+    against = against or default_links(folder)
     if not attached and not against:
         raise InputError(f"There is nothing to compare {folder} with: give --merge ADAPTER, or --against LINK.")
     merged = manifest.get("merged") or {}

@@ -105,11 +105,10 @@ def test_the_merge_reports_every_update_and_warns_of_what_is_lost(faint, tmp_pat
     assert max(map(abs, lost(tmp_path / "whole"))) < 1e-3
 
 
-def test_rounding_by_chance_keeps_the_update_and_depends_on_its_seed_alone(faint, tmp_path, monkeypatch):
+def test_rounding_by_chance_keeps_the_update_and_depends_on_its_seed_alone(faint, tmp_path):
     base, adapter = faint
     settings = {"parity": False, "rounding": "stochastic", "seed": 5}
     first = export(adapter, tmp_path / "first", base, ExportSettings(**settings))
-    monkeypatch.setattr("imod_export.merge.BLOCK_BYTES", 1000)
     again = export(adapter, tmp_path / "again", base, ExportSettings(**settings, max_shard=100_000))
     other = export(adapter, tmp_path / "other", base, ExportSettings(**{**settings, "seed": 6}))
     one, two, three = (
