@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -83,13 +83,15 @@ def model_identity(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def write_manifest(folder: Path, kind: str, **values: Any) -> None:
+def write_manifest(folder: Path, kind: str, known: Mapping[str, str] | None = None, **values: Any) -> None:
     """Write `manifest.json`, last of all files: `kind`, version, `values` and the digest of every file in `folder`.
 
-    `checkpoints/` and hidden files are work in progress and not listed.
+    `checkpoints/` and hidden files are work in progress and not listed. `known` are digests found while writing, by
+    relative path, so that large files are not read again.
     """
+    known = known or {}
     files = {
-        str(path.relative_to(folder)): sha256(path)
+        str(path.relative_to(folder)): known.get(str(path.relative_to(folder))) or sha256(path)
         for path in sorted(folder.rglob("*"))
         if path.is_file() and _is_listed(path.relative_to(folder))
     }

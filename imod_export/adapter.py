@@ -1,4 +1,4 @@
-"""A PEFT LoRA adapter as a merge needs it: pairs of A and B with their scale, and saved modules. Headers only."""
+"""A PEFT LoRA adapter as a merge needs it, from headers: pairs of A and B with their scale, whole tensors, rows."""
 
 import math
 import re
@@ -19,7 +19,6 @@ UNSUPPORTED = {
     "lora_bias": "LoRA biases",
     "layer_replication": "replicated layers",
     "target_parameters": "LoRA on bare parameters",
-    "trainable_token_indices": "trained token rows",
     "alora_invocation_tokens": "activated LoRA, which depends on the prompt",
     "arrow_config": "Arrow routing",
     "kasa_config": "KaSA",
@@ -29,6 +28,9 @@ UNSUPPORTED = {
 }
 """Settings of PEFT's LoraConfig, when set, under which `W + s·BA` is not the whole of the adapter."""
 _LORA = re.compile(r"^(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.weight)?$")
+_ROWS = re.compile(r"^(?P<module>.+)\.token_adapter\.trainable_tokens_delta$")
+_UNDERNEATH = ".base_layer."
+"""PEFT saves an embedding that LoRA sits on under this level."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,17 @@ class LoraPair:
 
 
 @dataclass(frozen=True)
+class TokenRows:
+    """Rows of an embedding or head that take the place of the base's."""
+
+    module: str
+    values: TensorInfo
+    """(tokens, d)."""
+    indices: tuple[int, ...]
+    """Token ids, each once."""
+
+
+@dataclass(frozen=True)
 class Adapter:
     """What an adapter folder changes in its base."""
 
@@ -62,10 +75,19 @@ class Adapter:
     pairs: tuple[LoraPair, ...]
     saved: dict[str, TensorInfo]
     """Tensors that replace the base's, by the base's name at training time."""
+    rows: tuple[TokenRows, ...] = ()
+    weight: float = 1.0
+    """Share of the low-rank updates that is added; saved tensors and token rows know no other than 1."""
+
+    @property
+    def touched(self) -> list[str]:
+        """Names of all base weights that change, as the adapter spells them."""
+        modules = [pair.module for pair in self.pairs] + [rows.module for rows in self.rows]
+        return [*(f"{module}.weight" for module in modules), *self.saved]
 
 
-def read_adapter(folder: Path) -> Adapter:
-    """The adapter in `folder`.
+def read_adapter(folder: Path, weight: float = 1.0) -> Adapter:
+    """The adapter in `folder`, to be added with `weight`.
 
     Raises:
         MissingFileError: a file of it is missing.
@@ -88,7 +110,13 @@ def read_adapter(folder: Path) -> Adapter:
         tensors[name] = info
     if not tensors:
         raise InputError(f"{folder / WEIGHTS} holds no tensors: there is nothing to merge.")
-    return _sort_out(folder, config, tensors)
+    adapter = _sort_out(folder, config, tensors, weight)
+    if weight != 1 and (adapter.saved or adapter.rows):
+        raise InputError(
+            f"{folder} holds whole tensors ({next(iter([*adapter.saved, *(r.module for r in adapter.rows)]))}) and is "
+            f"given the weight {weight:g}: only low-rank updates can be weighted, give it the weight 1."
+        )
+    return adapter
 
 
 def scale_of(config: dict[str, Any], module: str) -> tuple[int, float]:
@@ -120,19 +148,42 @@ def _check_config(config: dict[str, Any], path: Path) -> None:
         raise InputError(f"{path} has ranks and alphas {numbers}: expected numbers above 0.")
 
 
-def _sort_out(folder: Path, config: dict[str, Any], tensors: dict[str, TensorInfo]) -> Adapter:
+def _sort_out(folder: Path, config: dict[str, Any], tensors: dict[str, TensorInfo], weight: float) -> Adapter:
     sides: dict[str, dict[str, TensorInfo]] = {}
-    embeddings, saved = set(), {}
+    embeddings, saved, rows = set(), {}, {}
     for name, info in tensors.items():
         if match := _LORA.match(name):
             sides.setdefault(match["module"], {})[match["side"]] = info
             embeddings.update([match["module"]] if match["embedding"] else [])
-        elif ".lora_" in name or ".original_module." in name:
+        elif match := _ROWS.match(name):
+            rows[match["module"]] = info
+        elif ".lora_" in name or ".original_module." in name or ".token_adapter." in name:
             raise InputError(f"{folder / WEIGHTS} holds '{name}', which plain LoRA does not have: it cannot be merged.")
         else:
-            saved[name] = info
+            saved[name.replace(_UNDERNEATH, ".")] = info
     pairs = [_pair(folder, config, module, found, module in embeddings) for module, found in sides.items()]
-    return Adapter(folder, config, tuple(pairs), saved)
+    return Adapter(folder, config, tuple(pairs), saved, _token_rows(folder, config, rows), weight)
+
+
+def _token_rows(folder: Path, config: dict[str, Any], found: dict[str, TensorInfo]) -> tuple[TokenRows, ...]:
+    """Which token ids the trained rows belong to: the configuration's list, or its list for the module's name."""
+    wanted = config.get("trainable_token_indices")
+    if bool(wanted) != bool(found):
+        has = "names none" if not wanted else f"names some, but {WEIGHTS} holds none"
+        raise InputError(f"{folder / CONFIG} {has}: trained token rows need trainable_token_indices and the rows.")
+    rows = []
+    for module, info in found.items():
+        by_name = wanted if isinstance(wanted, dict) else {module: wanted}
+        indices = next((found for name, found in by_name.items() if f".{module}".endswith(f".{name}")), None)
+        ids = tuple(indices) if isinstance(indices, list) else ()
+        whole = all(type(i) is int and i >= 0 for i in ids) and len(set(ids)) == len(ids)
+        if not ids or not whole or len(info.shape) != 2 or info.shape[0] != len(ids):
+            raise InputError(
+                f"'{module}' of {folder} has token rows {list(info.shape)}, but trainable_token_indices in {CONFIG} "
+                "does not name one token id for each of them: they must agree."
+            )
+        rows.append(TokenRows(module, info, ids))
+    return tuple(rows)
 
 
 def _pair(folder: Path, config: dict[str, Any], module: str, found: dict[str, TensorInfo], embedding: bool) -> LoraPair:

@@ -1,79 +1,145 @@
-"""`imod export`: an adapter merged into its base, compared with the adapter attached to it."""
+"""`imod export`: adapters merged into their base and compared. `imod parity`: the comparison on its own."""
 
+import re
 from pathlib import Path
 
 import click
 
 from imod_core.errors import InputError, MissingExtraError
 
+FOLDER = click.Path(path_type=Path)
+BASE = click.option("--base", type=FOLDER, help="The base, if it no longer lies where the run says.")
+PROBES = click.option("--probes", type=FOLDER, help="Sample file to compare on; default built-in probes.")
+AGAINST = click.option(
+    "--against",
+    multiple=True,
+    metavar="LINK",
+    help="Further link to compare with: vllm, onnx[:VARIANT], another model folder, or a server's URL. Repeatable.",
+)
+STRICT = click.option(
+    "--strict/--no-strict", default=True, help="Exit with 1 when a gate fails (default), or only say so."
+)
+
 
 @click.command()
 @click.option(
     "--merge",
-    "source",
-    type=click.Path(path_type=Path),
+    "sources",
+    type=FOLDER,
+    multiple=True,
     metavar="RUN|ADAPTER",
-    help="Run folder of imod train, or a PEFT LoRA adapter folder.",
+    help="Run folder of imod train, or a PEFT LoRA adapter folder. Repeatable: updates are added.",
 )
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Model folder to write.")
-@click.option("--base", type=click.Path(path_type=Path), help="The base, if it no longer lies where the run says.")
+@click.option("--weight", "weights", type=float, multiple=True, help="Of each --merge, in their order; default 1.")
+@click.option("--out", type=FOLDER, help="Model folder to write.")
+@BASE
 @click.option(
-    "--dtype",
-    type=click.Choice(["float32", "bfloat16", "float16"]),
-    help="Cast all weights; default as in the base.",
+    "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Of all weights; default the base's."
 )
-@click.option("--probes", type=click.Path(path_type=Path), help="Sample file to compare on; default built-in probes.")
+@click.option("--rounding", type=click.Choice(["nearest", "stochastic"]), default="nearest", show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of stochastic rounding.")
+@click.option("--max-shard-size", metavar="SIZE", help="Of a weight file, as 5GB; default the base's files.")
+@click.option("--untie", is_flag=True, help="Give the head its own tensor if one of two tied embeddings changes.")
+@click.option(
+    "--unmerge", type=FOLDER, metavar="DIR", help="Write nothing: take the adapter out of DIR again, compare."
+)
+@PROBES
+@AGAINST
 @click.option("--no-parity", is_flag=True, help="Merge without the comparison.")
 @click.option("--onnx", is_flag=True, help="Write OUT/onnx too, in transformers.js' layout.")
 @click.option("--onnx-variants", metavar="fp16,int8,q4", help="Smaller forms of the graphs beside float32.")
-@click.option("--model", type=click.Path(path_type=Path), help="In place of --merge: a model folder, for --onnx alone.")
+@click.option("--model", type=FOLDER, help="In place of --merge: a model folder, for --onnx alone.")
+@STRICT
+@click.option("--push-to-hub", "push", metavar="OWNER/NAME", help="Upload the result to this model repository.")
 def export(
-    source: Path | None,
-    out: Path,
-    base: Path | None,
-    dtype: str | None,
-    probes: Path | None,
-    no_parity: bool,
-    onnx: bool,
-    onnx_variants: str | None,
-    model: Path | None,
-) -> None:
-    """Merge an adapter into its base as a complete model folder, proven equal on real probes.
+    sources: tuple[Path, ...], weights: tuple[float, ...], out: Path | None, base: Path | None, unmerge: Path | None,
+    max_shard_size: str | None, no_parity: bool, onnx: bool, onnx_variants: str | None, model: Path | None, **options,
+) -> None:  # fmt: skip
+    """Merge adapters into their base as a complete model folder, proven equal on real probes.
 
     Exit code 1 if merged and adapter-attached model differ: the folder is then kept as OUT.rejected, with its report.
+    An interrupted merge goes on when the same command is run again.
     """
     variants = tuple(name.strip() for name in onnx_variants.split(",")) if onnx_variants else ()
-    _check_words(source, model, onnx, variants, base, dtype)
+    _check_words(sources, model, onnx, variants, bool(base or unmerge or options["dtype"]))
     _need("torch")
     if onnx:
-        for package in ("onnx", "onnxscript", "onnxruntime"):
-            _need(package)
-    if not no_parity:
-        _need("transformers")
-        _need("peft")
-    from imod_export.export import ExportSettings, export_onnx_only
+        _need("onnx", "onnxscript", "onnxruntime")
+    if not no_parity and not unmerge:
+        _need("transformers", "peft", "matplotlib")
+    from imod_export.export import ExportSettings
     from imod_export.export import export as run
 
-    settings = ExportSettings(dtype=dtype, probes=probes, parity=not no_parity, onnx=variants if onnx else None)
-    if model is not None:
+    settings = ExportSettings(
+        parity=not no_parity, weights=weights, max_shard=_bytes(max_shard_size), onnx=variants if onnx else None,
+        **options,
+    )  # fmt: skip
+    if unmerge:
+        from imod_export.unmerge import unmerge as check
+
+        check(sources, unmerge, base, settings)
+    elif out is None:
+        raise InputError("Neither --out nor --unmerge was given: say where the merged model goes.")
+    elif model is not None:
+        from imod_export.graphs import export_onnx_only
+
         export_onnx_only(model, out, settings)
-    elif source is not None:
-        run(source, out, base, settings)
+    else:
+        run(sources, out, base, settings)
 
 
 def _check_words(
-    source: Path | None, model: Path | None, onnx: bool, variants: tuple[str, ...], base: Path | None, dtype: str | None
+    sources: tuple[Path, ...], model: Path | None, onnx: bool, variants: tuple[str, ...], beside: bool
 ) -> None:
-    if (source is None) == (model is None):
+    if bool(sources) == (model is not None):
         raise InputError("Give one of --merge RUN|ADAPTER and --model DIR.")
-    if model is not None and (not onnx or base or dtype):
-        raise InputError("--model takes a merged folder: use it with --onnx, and without --base and --dtype.")
+    if model is not None and (not onnx or beside):
+        raise InputError("--model takes a merged folder: use it with --onnx, without --base, --dtype and --unmerge.")
     if variants and not onnx:
         raise InputError("--onnx-variants names forms of ONNX graphs: add --onnx.")
 
 
-def _need(package: str) -> None:
+@click.command()
+@click.argument("folder", metavar="DIR", type=FOLDER)
+@click.option(
+    "--merge", "sources", type=FOLDER, multiple=True, metavar="RUN|ADAPTER",
+    help="Adapter in DIR; default what DIR's manifest names. Repeatable.",
+)  # fmt: skip
+@click.option("--weight", "weights", type=float, multiple=True, help="Of each --merge, in their order; default 1.")
+@BASE
+@AGAINST
+@PROBES
+@click.option("--out", type=FOLDER, help="Folder for parity.json and parity.html; default DIR/parity.")
+@STRICT
+def parity(folder: Path, strict: bool, **options) -> None:
+    """Compare a merged folder with its adapter attached to its base, and with other ways to run it.
+
+    Without --against: the ONNX graphs in DIR, and vLLM where it is installed.
+    """
+    _need("torch", "transformers", "peft", "matplotlib")
+    from imod_export.standalone import compare
+
+    compare(folder, strict=strict, **options)
+
+
+def _need(*packages: str) -> None:
     from importlib.util import find_spec
 
-    if find_spec(package) is None:
-        raise MissingExtraError(package, "export")
+    for package in packages:
+        if find_spec(package) is None:
+            raise MissingExtraError(package, "export")
+
+
+def _bytes(size: str | None) -> int | None:
+    """A size as people write it, in bytes.
+
+    Raises:
+        InputError: it is none.
+    """
+    if size is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", size.strip(), re.IGNORECASE)
+    if not match or not float(match[1]):
+        raise InputError(f"--max-shard-size is '{size}': expected a number and KB, MB or GB, as 5GB.")
+    factor = (1024 if match[3] else 1000) ** " KMGT".index(match[2].upper() or " ")
+    return max(1, int(float(match[1]) * factor))

@@ -31,16 +31,23 @@ class Distance:
         return self.relative <= tolerance.relative and self.kl <= tolerance.kl and self.argmax_agreement == 1.0
 
 
-def distance(z: torch.Tensor, y: torch.Tensor, tolerance: Tolerance) -> Distance:
-    """The distance of `y` from `z`, both `(K, V)`; not finite values make it infinite."""
-    if z.shape != y.shape or not bool(z.isfinite().all() & y.isfinite().all()):
+def distance(z: torch.Tensor, y: torch.Tensor, tolerance: Tolerance, ids: torch.Tensor | None = None) -> Distance:
+    """The distance of `y` from `z`, both `(K, V)`; not finite values make it infinite.
+
+    A server tells only its best log probabilities: then `y (K, M)` are those of the tokens `ids (K, M)`, they are
+    compared with z's of the same tokens, and KL is the part of the sum over them.
+    """
+    if not len(z) or (ids is None and z.shape != y.shape) or not bool(z.isfinite().all() & y.isfinite().all()):
         return Distance(float("inf"), float("inf"), float("inf"), 0.0, 0, len(z))
     z, y = z.double(), y.double()
+    decided, best = margins(z) > tolerance.near_tie, z.argmax(-1)
+    log_z, log_y = z.log_softmax(-1), y if ids is not None else y.log_softmax(-1)
+    found = y.argmax(-1) if ids is None else ids.gather(1, y.argmax(-1, keepdim=True)).squeeze(1)
+    if ids is not None:
+        z = log_z = log_z.gather(1, ids)
     difference, spread = z - y, z - z.mean(dim=-1, keepdim=True)
-    log_z, log_y = z.log_softmax(-1), y.log_softmax(-1)
     kl = (log_z.exp() * (log_z - log_y)).sum(-1).clamp(min=0)
-    decided = margins(z) > tolerance.near_tie
-    same = (z.argmax(-1) == y.argmax(-1))[decided]
+    same = (best == found)[decided]
     return Distance(
         max_abs=difference.abs().max().item(),
         relative=(difference.pow(2).mean() / spread.pow(2).mean().clamp(min=1e-30)).sqrt().item(),

@@ -1,32 +1,40 @@
-"""An adapter and its base to a merged model folder, complete and compared, or to nothing.
+"""Adapters and their base to a merged model folder, complete and compared, or to nothing.
 
-OUT/*.safetensors        the base's shards with the adapter in them, and their index
+OUT/*.safetensors        the base's weights with the adapters in them, and their index
 OUT/config.json …        every other file of the base: processor, template, tokenizer, generation config, model code
 OUT/onnx/                if asked for: the model as ONNX graphs, complete on its own
+OUT/README.md            model card: method, data, what rounding cost, what the comparison found
+OUT/merge.json           each update's strength, and how much of it rounding lost
 OUT/parity/              parity.json and parity.html
 OUT/manifest.json        base and adapter identities, method, digests; written last
 
-OUT appears when all of it is there and the comparison passed. A merge that fails it is kept as OUT.rejected.
+OUT appears when all of it is there and the comparison passed. A merge that fails it is kept as OUT.rejected. One that
+was interrupted goes on when the same command is run again.
 """
 
+import hashlib
+import json
 import os
 import shutil
-from dataclasses import dataclass
-from importlib.metadata import version
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from imod_core.artifacts import new_folder, sha256, write_manifest
+from imod_core.artifacts import sha256, write_json, write_manifest
 from imod_core.console import console
-from imod_core.errors import CheckFailed, InputError, MissingFileError
-from imod_export.adapter import CONFIG, WEIGHTS, Adapter, LoraPair, read_adapter
-from imod_export.folder import copy_companions, set_dtype
+from imod_core.errors import CheckFailed, InputError
+from imod_export.adapter import CONFIG, WEIGHTS, read_adapter
+from imod_export.folder import copy_companions, set_dtype, set_untied
 from imod_export.plan import MergePlan, make_plan
-from imod_export.source import Source, find_source
-from imod_export.tensors import ITEM_BYTES, read_checkpoint
+from imod_export.rounding import MODES, WARN_LOST, Rounding
+from imod_export.source import Identity, Sources, find_sources
+from imod_export.tensors import DTYPES, read_checkpoint
+from imod_export.work import Work, place_of, sweep, work_on
 
 SPARE_BYTES = 64 << 20
 """Room beside the weights, for everything else in the folder."""
+MERGE_FILE = "merge.json"
 
 
 @dataclass(frozen=True)
@@ -35,131 +43,205 @@ class ExportSettings:
 
     dtype: str | None = None
     """`float32`, `bfloat16` or `float16` for all weights; None keeps the base's."""
+    rounding: str = "nearest"
+    """How merged weights are cast to fewer bits: `nearest` or `stochastic`."""
+    seed: int = 0
+    """Of stochastic rounding."""
+    untie: bool = False
+    """Give the head a tensor of its own where an adapter changes one of two tied embeddings."""
+    max_shard: int | None = None
+    """Bytes of a file; None keeps the base's files."""
     probes: Path | None = None
     """A sample file to compare on; None takes the built-in probes."""
     parity: bool = True
     """Whether to compare at all."""
     onnx: tuple[str, ...] | None = None
     """Smaller forms of the ONNX graphs beside float32, e.g. `("int8",)`; None writes no ONNX."""
+    against: tuple[str, ...] = ()
+    """Further links of the comparison's chain, as `vllm`."""
+    strict: bool = True
+    """Whether a merge that fails the comparison is rejected."""
+    push: str | None = None
+    """Repository on a model hub to upload the result to."""
+    weights: tuple[float, ...] = field(default=())
+    """Of several adapters; empty takes 1 for each."""
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("dtype", (None, *DTYPES)), ("rounding", MODES)):
+            if getattr(self, name) not in allowed:
+                raise InputError(f"{name} is {getattr(self, name)!r}: expected one of {', '.join(map(str, allowed))}.")
+        if self.max_shard is not None and self.max_shard < 1:
+            raise InputError(f"max_shard is {self.max_shard}: expected bytes above 0.")
 
 
-def export(path: Path, out: Path, base: Path | None = None, settings: ExportSettings | None = None) -> Path:
-    """Merge the run or adapter at `path` into its base as `out`, and compare; returns `out`.
+def export(
+    paths: Path | Sequence[Path], out: Path, base: Path | None = None, settings: ExportSettings | None = None
+) -> Path:
+    """Merge the runs or adapters at `paths` into their base as `out`, and compare; returns `out`.
 
     Raises:
         InputError, MissingFileError: unusable input; nothing is written.
         CheckFailed: the merged model is not the attached one; it lies in `out`.rejected with its report.
     """
     settings = settings or ExportSettings()
-    _check_inputs(out, settings)
-    source = find_source(path, base)
-    _check_apart(out, source)
-    adapter = read_adapter(source.adapter)
-    plan = make_plan(read_checkpoint(source.base), adapter, settings.dtype)
+    check_inputs(out, settings)
+    sources = find_sources([paths] if isinstance(paths, Path) else paths, base, settings.weights)
+    _check_apart(out, sources)
+    plan = plan_of(sources, settings)
     _check_room(plan, out)
-    console.print(_summary(adapter, source, plan), soft_wrap=True)
-    with new_folder(out) as folder:
-        _write_model(plan, source, folder, settings)
-        report = _compare(plan, source, folder, settings) if settings.parity else None
-        verdict = None if report is None else {"passed": report.passed, "faults": report.faults}
+    if settings.parity:
+        _check_comparable(sources, settings)
+    identity = Identity(sources)
+    _say_plan(sources, plan)
+    with work_on(out, _fingerprint(sources, plan, settings)) as work:
+        costs = _write_model(plan, sources, work, settings, identity)
+        facts = _facts(sources, plan, settings, identity.get())
+        report = _compare(sources, plan, work.folder, settings, costs) if settings.parity else None
+        verdict = None if report is None else report.verdict
         if settings.onnx is not None:
-            verdict = _add_onnx(folder, folder, settings, verdict)
-        write_manifest(folder, "export", **_facts(source, adapter, plan), parity=verdict)
+            from imod_export.graphs import add_graphs
+
+            verdict = add_graphs(work.folder, work.folder, settings, verdict)
+        _finish(work, sources, plan, facts, costs, report, verdict)
         if verdict is not None and not verdict["passed"]:
-            raise CheckFailed(_reject(folder, out, verdict["faults"]))
+            on_failure(work.folder, out, verdict["faults"], settings.strict)
     note = "" if report else "; it was not compared (--no-parity)"
     console.print(f"Merged model written to {out}{note}", soft_wrap=True)
+    if settings.push:
+        from imod_export.hub import push
+
+        console.print(f"Pushed to {push(out, settings.push)}")
     return out
 
 
-def export_onnx_only(model: Path, out: Path, settings: ExportSettings) -> Path:
-    """The model folder `model` as ONNX in `out`/onnx, compared; returns `out`.
-
-    Raises:
-        InputError, MissingFileError: unusable input; nothing is written.
-        CheckFailed: the graphs are not the model; they lie in `out`.rejected with their report.
-    """
-    _check_inputs(out, settings)
-    if not (model / "config.json").is_file():
-        raise MissingFileError(f"{model} is no model folder: expected config.json in it, as `imod export` writes it.")
-    with new_folder(out) as folder:
-        verdict = _add_onnx(model, folder, settings, None)
-        write_manifest(folder, "onnx-export", model={"path": str(model)}, parity=verdict)
-        if verdict is not None and not verdict["passed"]:
-            raise CheckFailed(_reject(folder, out, verdict["faults"]))
-    console.print(f"ONNX written to {out}/onnx", soft_wrap=True)
-    return out
+def plan_of(sources: Sources, settings: ExportSettings) -> MergePlan:
+    """The merge of `sources` as `settings` want it."""
+    adapters = [read_adapter(source.adapter, source.weight) for source in sources.adapters]
+    return make_plan(
+        read_checkpoint(sources.base), adapters, settings.dtype, untie=settings.untie, max_shard=settings.max_shard
+    )
 
 
-def _add_onnx(model: Path, folder: Path, settings: ExportSettings, verdict: dict | None) -> dict[str, Any] | None:
-    """Write `model` as `folder`/onnx and compare; returns the verdict so far with that of the graphs."""
-    from imod_export.onnx.export import export_onnx
+def _write_model(
+    plan: MergePlan, sources: Sources, work: Work, settings: ExportSettings, identity: Identity
+) -> list[dict[str, Any]]:
+    from imod_export.merge import rounding_costs, write_weights
 
-    variants = settings.onnx or ()
-    export_onnx(model, folder / "onnx", variants)
-    if not settings.parity:
-        return verdict
-    from imod_export.onnx.parity import check_onnx
-    from imod_export.onnx.report import add_to_report
-
-    report = check_onnx(model, folder / "onnx", variants, settings.probes)
-    add_to_report(report, folder)
-    faults = [*(verdict or {"faults": []})["faults"], *report.faults]
-    return {"passed": not faults, "faults": faults}
-
-
-def _write_model(plan: MergePlan, source: Source, folder: Path, settings: ExportSettings) -> None:
-    from imod_export.merge import write_weights
-
-    left_out = copy_companions(source.base, folder)
+    left_out = copy_companions(sources.base, work.folder)
     if left_out:
         console.print(f"Left out, since pickles can run code: {', '.join(left_out)}")
     if settings.dtype:
-        set_dtype(folder, settings.dtype)
-    write_weights(plan, folder)
+        set_dtype(work.folder, settings.dtype)
+    if plan.untied:
+        set_untied(work.folder)
+    write_weights(plan, work, Rounding(settings.rounding, settings.seed), identity.check)
+    costs = rounding_costs(plan, work)
+    write_json(work.folder / MERGE_FILE, {"rounding": settings.rounding, "dtype": plan.stored_dtype, "updates": costs})
+    _warn_of_rounding(costs, plan.stored_dtype)
+    return costs
 
 
-def _compare(plan: MergePlan, source: Source, folder: Path, settings: ExportSettings) -> Any:
-    from imod_export.parity import check_parity
+def _warn_of_rounding(costs: list[dict[str, Any]], dtype: str) -> None:
+    lossy = [cost for cost in costs if cost["lost"] > WARN_LOST]
+    if lossy:
+        worst = max(lossy, key=lambda cost: cost["lost"])
+        console.print(
+            f"Warning: rounding to {dtype} lost more than {WARN_LOST:.0%} of {len(lossy)} of {len(costs)} updates, at "
+            f"most {worst['lost']:.0%} ({worst['name']}): give --dtype float32 or --rounding stochastic.",
+            soft_wrap=True,
+        )
+
+
+def _compare(
+    sources: Sources, plan: MergePlan, folder: Path, settings: ExportSettings, costs: list[dict[str, Any]]
+) -> Any:
+    from imod_export.parity import Chain, check_parity
     from imod_export.report import write_report
 
-    report = check_parity(source.base, source.adapter, folder, plan.stored_dtype, settings.probes)
-    software = {name: version(name) for name in ("torch", "transformers", "peft")}
-    write_report(report, folder, {"base": source.base.name, "base sha256": source.base_sha256, **software})
+    attached = tuple((source.adapter, source.weight) for source in sources.adapters)
+    chain = Chain(
+        folder, plan.stored_dtype, sources.base, attached, settings.against, settings.probes, settings.rounding
+    )
+    report = check_parity(chain)
+    names = ", ".join(source.adapter.parent.name if source.run else source.adapter.name for source in sources.adapters)
+    write_report(report, folder / "parity", {"base": sources.base.name, "adapter": names}, costs)
     return report
 
 
-def _facts(source: Source, adapter: Adapter, plan: MergePlan) -> dict[str, Any]:
-    pairs = sum(isinstance(change, LoraPair) for change in plan.changes.values())
+def _finish(
+    work: Work, sources: Sources, plan: MergePlan, facts: dict[str, Any], costs: list[dict[str, Any]], report: Any,
+    verdict: dict[str, Any] | None,
+) -> None:  # fmt: skip
+    """Card and manifest, last of all."""
+    from imod_export.card import write_card
+
+    write_card(work.folder, sources, facts, costs, report)
+    digests = {shard.name: (work.record(shard.name) or {}).get("sha256", "") for shard in plan.shards}
+    write_manifest(work.folder, "export", digests, **facts, parity=verdict)
+
+
+def _facts(sources: Sources, plan: MergePlan, settings: ExportSettings, identity: str) -> dict[str, Any]:
+    low_rank = sum(bool(change.updates) for change in plan.changes.values())
     return {
-        "method": source.method,
-        "base": {"path": str(source.base), "sha256": source.base_sha256, "verified": source.base_verified},
-        "adapter": {
-            "path": str(source.adapter),
-            "config_sha256": sha256(source.adapter / CONFIG),
-            "weights_sha256": sha256(source.adapter / WEIGHTS),
-        },
+        "method": sources.method,
+        "base": {"path": str(sources.base), "sha256": identity, "verified": sources.verified},
+        "adapter": _adapter_facts(sources)[0],
+        **({"adapters": _adapter_facts(sources)} if len(sources.adapters) > 1 else {}),
         "merged": {
-            "lora": pairs,
-            "saved": len(plan.changes) - pairs,
-            "untouched": len(plan.checkpoint.tensors) - len(plan.changes),
+            "lora": low_rank,
+            "saved": len(plan.changes) - low_rank,
+            "untouched": len(plan.outputs) - len(plan.changes),
             "dtype": plan.stored_dtype,
+            "rounding": settings.rounding,
+            **({"seed": settings.seed} if settings.rounding == "stochastic" else {}),
         },
     }
 
 
-def _summary(adapter: Adapter, source: Source, plan: MergePlan) -> str:
-    return (
-        f"Merging {len(adapter.pairs)} LoRA pairs and {len(adapter.saved)} saved tensors of {source.adapter} into "
-        f"{len(plan.checkpoint.tensors)} tensors of {source.base}"
+def _adapter_facts(sources: Sources) -> list[dict[str, Any]]:
+    return [
+        {
+            "path": str(source.adapter),
+            "weight": source.weight,
+            "config_sha256": sha256(source.adapter / CONFIG),
+            "weights_sha256": sha256(source.adapter / WEIGHTS),
+        }
+        for source in sources.adapters
+    ]
+
+
+def _fingerprint(sources: Sources, plan: MergePlan, settings: ExportSettings) -> str:
+    """What an interrupted merge must have in common with this one to be gone on with."""
+    headers = [
+        (shard.path.name, hashlib.sha256(shard.header).hexdigest(), shard.path.stat().st_mtime_ns)
+        for shard in plan.checkpoint.shards
+    ]
+    options = [settings.dtype, settings.rounding, settings.seed, settings.untie, settings.max_shard]
+    told = [str(sources.base.resolve()), headers, _adapter_facts(sources), options]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
+
+def _say_plan(sources: Sources, plan: MergePlan) -> None:
+    low_rank = sum(len(change.updates) for change in plan.changes.values())
+    whole = sum(bool(change.replacement or change.rows) for change in plan.changes.values())
+    names = " and ".join(
+        f"{source.adapter}{f' (weight {source.weight:g})' if source.weight != 1 else ''}" for source in sources.adapters
     )
+    console.print(
+        f"Merging {low_rank} LoRA pairs and {whole} saved tensors of {names} into "
+        f"{len(plan.checkpoint.tensors)} tensors of {sources.base}",
+        soft_wrap=True,
+    )
+    if plan.untied:
+        console.print("The head gets a tensor of its own: embeddings are no longer tied.")
 
 
-def _check_inputs(out: Path, settings: ExportSettings) -> None:
+def check_inputs(out: Path, settings: ExportSettings) -> None:
     """What can be refused before the base is read."""
     if out.is_symlink() and not out.exists():
         raise InputError(f"{out} is a link that leads nowhere: give another --out or remove it.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        sweep(out)
         raise InputError(f"{out} already exists and is not empty: give another --out or remove it first.")
     parent = next(p for p in out.absolute().parents if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
@@ -172,31 +254,41 @@ def _check_inputs(out: Path, settings: ExportSettings) -> None:
         from imod_core.samples import read_samples
 
         read_samples(settings.probes)
+    if settings.push:
+        from imod_export.hub import check_target
+
+        check_target(settings.push)
 
 
-def _check_apart(out: Path, source: Source) -> None:
-    for folder in (source.base, source.adapter):
+def _check_comparable(sources: Sources, settings: ExportSettings) -> None:
+    """Refuse before the merge what the comparison after it would stumble over."""
+    from imod_export.parity import Chain, prepare
+
+    prepare(Chain(sources.base, "float32", None, (), settings.against, settings.probes))
+
+
+def _check_apart(out: Path, sources: Sources) -> None:
+    for folder in (sources.base, *(source.adapter for source in sources.adapters)):
         if out.resolve().is_relative_to(folder.resolve()):
             raise InputError(f"{out} lies within {folder}, which is merged: give another --out.")
 
 
 def _check_room(plan: MergePlan, out: Path) -> None:
-    tensors = plan.checkpoint.tensors.values()
-    wanted = sum(i.nbytes // ITEM_BYTES[i.dtype] * ITEM_BYTES[plan.dtype_of(i)] for i in tensors) + SPARE_BYTES
+    wanted = plan.nbytes + SPARE_BYTES
     free = shutil.disk_usage(next(p for p in out.absolute().parents if p.exists())).free
+    free += sum(path.stat().st_size for path in place_of(out).rglob("*") if path.is_file())  # an interrupted merge's
     if free < wanted:
         raise InputError(f"{out} needs {wanted / 1e9:.1f} GB and its disk has {free / 1e9:.1f} GB free: make room.")
 
 
-def _reject(folder: Path, out: Path, faults: list[str]) -> str:
-    """Move the failed merge to the first free name beside `out`, and say what was wrong with it."""
-    names = [out.with_name(f"{out.name}.rejected")] + [
-        out.with_name(f"{out.name}.rejected-{n}") for n in range(2, 1000)
-    ]
+def on_failure(folder: Path, out: Path, faults: list[str], strict: bool) -> None:
+    """Move the failed merge to the first free name beside `out`, or only say so, and what was wrong with it."""
+    more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
+    told = f"The exported model is not the one that it was made from ({faults[0]}{more})"
+    if not strict:
+        console.print(f"Warning: {told}; --no-strict keeps it all the same.", soft_wrap=True)
+        return
+    names = [out.with_name(f"{out.name}.rejected{f'-{n}' if n > 1 else ''}") for n in range(1, 1000)]
     target = next(name for name in names if not name.exists())
     folder.rename(target)
-    more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
-    return (
-        f"The exported model is not the one that it was made from ({faults[0]}{more}): "
-        f"it was kept in {target}, the report is parity/parity.html there."
-    )
+    raise CheckFailed(f"{told}: it was kept in {target}, the report is parity/parity.html there.")

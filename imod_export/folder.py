@@ -12,8 +12,12 @@ from imod_export.tensors import INDEX, read_json
 
 WEIGHT_SUFFIXES = (".safetensors", ".gguf", ".onnx", ".onnx_data", ".h5", ".msgpack", ".tflite")
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib")
+SPEAKERS = "spk_dict.pt"
+"""Qwen omni models' voices: a pickle that transformers asks for, and reads as tensors only."""
 OF_THE_BASE = ("onnx", "parity", "original", "checkpoints")
 """Folders that hold other forms of the base's weights, or speak of them: untrue of the merge."""
+ABOUT_THE_BASE = (INDEX, MANIFEST, "README.md", "merge.json")
+"""Files of which the merge has its own."""
 DTYPE_KEYS = ("dtype", "torch_dtype")
 
 
@@ -26,9 +30,9 @@ def copy_companions(base: Path, folder: Path) -> list[str]:
     left_out = []
     for path in _files(base):
         relative = path.relative_to(base)
-        if path.suffix in PICKLE_SUFFIXES:
+        if path.suffix in PICKLE_SUFFIXES and path.name != SPEAKERS:
             left_out.append(str(relative))
-        elif path.suffix not in WEIGHT_SUFFIXES and relative.as_posix() not in (INDEX, MANIFEST):
+        elif path.suffix not in WEIGHT_SUFFIXES and relative.as_posix() not in ABOUT_THE_BASE:
             _copy(path, folder / relative)
     return left_out
 
@@ -38,6 +42,12 @@ def set_dtype(folder: Path, dtype: str) -> None:
     config = read_json(folder / "config.json")
     key = next((key for key in DTYPE_KEYS if key in config), DTYPE_KEYS[0])
     write_json(folder / "config.json", {**_with_dtype(config, dtype), key: dtype})
+
+
+def set_untied(folder: Path) -> None:
+    """Make config.json, and every part of it that speaks of it, say that embedding and head are two tensors."""
+    config = read_json(folder / "config.json")
+    write_json(folder / "config.json", {**_with_untied(config), "tie_word_embeddings": False})
 
 
 def _files(base: Path) -> Iterator[Path]:
@@ -65,3 +75,9 @@ def _with_dtype(values: dict[str, Any], dtype: str) -> dict[str, Any]:
         return dtype if key in DTYPE_KEYS and isinstance(value, str) else value
 
     return {key: changed(key, value) for key, value in values.items()}
+
+
+def _with_untied(values: dict[str, Any]) -> dict[str, Any]:
+    parts = {key: _with_untied(value) for key, value in values.items() if isinstance(value, dict)}
+    told = {"tie_word_embeddings": False} if "tie_word_embeddings" in values else {}
+    return {**values, **parts, **told}

@@ -1,84 +1,180 @@
 """The streamed merge: block by block `W + s·BA` in float32, everything else byte for byte.
 
 Letters: `m` rows of a block, `r` rank. A weight is read, changed and written in blocks of rows, so that memory does not
-grow with the model nor with its largest tensor.
+grow with the model nor with its largest tensor. A shard that is whole is noted, and not made again after a kill.
 """
 
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 
 from imod_core.artifacts import write_json
-from imod_core.console import track
+from imod_core.console import console, track
 from imod_core.errors import InputError
-from imod_export.adapter import LoraPair
+from imod_export.layout import Output, OutputShard, index_of
+from imod_export.match import Update
 from imod_export.plan import Change, MergePlan
-from imod_export.tensors import DTYPES, INDEX, ITEM_BYTES, Shard, TensorInfo, header_bytes
+from imod_export.rounding import Rounding, RoundingCost, cast
+from imod_export.tensors import DTYPES, INDEX, ITEM_BYTES, TensorInfo
+from imod_export.work import Work
+from imod_export.writer import HashedWriter
 
-BLOCK_BYTES = 1 << 25
+BLOCK_BYTES = 1 << 22
 """Of one block in float32; a few such blocks are the peak of memory, besides one adapter pair."""
+COST_ROWS = 1024
+"""Rows of a weight, evenly over it, on which the cost of rounding is measured."""
 TORCH_DTYPES = {name: getattr(torch, kind) for kind, name in DTYPES.items()}
 
 
-def write_weights(plan: MergePlan, folder: Path) -> None:
-    """Write the merged shards and their index into `folder`, in the base's own names and layout.
+def write_weights(
+    plan: MergePlan, work: Work, rounding: Rounding | None = None, between: Callable[[], None] = lambda: None
+) -> None:
+    """Write the merged shards that are not there yet, and their index, in the base's own names.
+
+    Args:
+        plan: what to write.
+        work: where to, and which shards are whole.
+        rounding: to the stored dtype; to nearest by default.
+        between: called after each tensor; what it raises stops the merge.
 
     Raises:
         InputError: a file could not be read or written; values that are not finite, or leave the dtype's range.
     """
-    total = sum(len(shard.tensors) for shard in plan.checkpoint.shards)
-    try:
-        for _ in track(_write(plan, folder), "Merging tensors", total=total):
-            pass
-    except OSError as error:
-        raise InputError(f"The merge stopped ({error.strerror or error}): mend that and run it again.") from None
-    if plan.checkpoint.index is not None:
-        write_json(folder / INDEX, _index(plan))
+    rounding = rounding or Rounding()
+    missing = [shard for shard in plan.shards if work.record(shard.name) is None]
+    if len(missing) < len(plan.shards):
+        console.print(f"Going on with an interrupted merge: {len(plan.shards) - len(missing)} shards are whole.")
+    total = sum(len(shard.tensors) for shard in missing)
+    with closing(_write(plan, missing, work, rounding)) as steps:
+        for _ in track(steps, "Merging tensors", total=total):
+            between()
+    if index := index_of(plan.checkpoint, plan.shards):
+        write_json(work.folder / INDEX, index)
+
+
+def rounding_costs(plan: MergePlan, work: Work) -> list[dict[str, Any]]:
+    """What was noted of each low-rank update, shard by shard: see `RoundingCost.result`."""
+    return [cost for shard in plan.shards for cost in (work.record(shard.name) or {"costs": []})["costs"]]
 
 
 def read_tensor(info: TensorInfo) -> torch.Tensor:
     """A whole tensor, in its own dtype."""
     with info.path.open("rb") as file:
-        return _read(file, info, 0, _count(info)).reshape(info.shape)
+        return read_values(file, info, 0, _count(info)).reshape(info.shape)
 
 
-def _write(plan: MergePlan, folder: Path) -> Iterator[str]:
-    for shard in plan.checkpoint.shards:
-        with shard.path.open("rb") as source, (folder / shard.path.name).open("wb") as target:
-            target.write(_header(plan, shard))
-            for info in shard.tensors:
-                for block in _blocks(plan, info, source):
+def _write(plan: MergePlan, shards: list[OutputShard], work: Work, rounding: Rounding) -> Generator[str, None, None]:
+    for shard in shards:
+        partial = work.folder / f".{shard.name}.partial"
+        costs: list[RoundingCost] = []
+        with HashedWriter(partial) as target, ExitStack() as stack:
+            files: dict[Path, BinaryIO] = {}
+            target.write(shard.header)
+            for output in shard.tensors:
+                if output.source.path not in files:
+                    files[output.source.path] = stack.enter_context(output.source.path.open("rb"))
+                for block in _blocks(output, plan.changes.get(output.name), files[output.source.path], rounding, costs):
                     target.write(block)
-                yield info.name
-            target.flush()
-            os.fsync(target.fileno())
+                yield output.name
+        work.finish(shard.name, partial, {"sha256": target.sha256, "costs": [cost.result() for cost in costs]})
 
 
-def _header(plan: MergePlan, shard: Shard) -> bytes:
-    if all(plan.dtype_of(info) == info.dtype for info in shard.tensors):
-        return shard.header
-    return header_bytes([(info.name, plan.dtype_of(info), info.shape) for info in shard.tensors], shard.metadata)
-
-
-def _index(plan: MergePlan) -> dict:
-    """The base's index with the size that the tensors have now, in bytes."""
-    tensors = plan.checkpoint.tensors.values()
-    size = sum(info.nbytes // ITEM_BYTES[info.dtype] * ITEM_BYTES[plan.dtype_of(info)] for info in tensors)
-    index = plan.checkpoint.index or {}
-    return {**index, "metadata": {**(index.get("metadata") or {}), "total_size": size}}
-
-
-def _blocks(plan: MergePlan, info: TensorInfo, source: BinaryIO) -> Iterator[bytes | memoryview]:
-    """The data of a tensor as it is in the merge."""
-    change, dtype = plan.changes.get(info.name), plan.dtype_of(info)
-    if change is None and dtype == info.dtype:
-        yield from _copy(source, info)
+def _blocks(
+    output: Output, change: Change | None, source: BinaryIO, rounding: Rounding, costs: list[RoundingCost]
+) -> Iterator[bytes | memoryview]:
+    """The data of a tensor as it is in the merge; appends the cost of rounding its updates to `costs`."""
+    if change is None and output.dtype == output.source.dtype:
+        yield from _copy(source, output.source)
         return
-    for rows in _new_rows(info, change, source):
-        yield _to_bytes(rows, info.name, TORCH_DTYPES[dtype])
+    dtype, low_rank = TORCH_DTYPES[output.dtype], LowRank(change.updates) if change and change.updates else None
+    generator, cost = rounding.generator(output.name) if low_rank else None, RoundingCost(output.name)
+    step = cost_step(output.source)
+    for first, rows in base_blocks(output.source, change, source):
+        if low_rank is None:
+            yield _to_bytes(_cast(rows, output.name, dtype, generator))
+            continue
+        sampled = slice(-first % step, None, step)
+        before, update = rows[sampled].clone(), low_rank.update(first, len(rows), sampled)
+        stored = _cast(low_rank.add_to(rows, first), output.name, dtype, generator)
+        cost.add(before, update, stored[sampled])
+        yield _to_bytes(stored)
+    if low_rank:
+        costs.append(cost)
+
+
+def cost_step(info: TensorInfo) -> int:
+    """Every how many rows what rounding costs is looked at: all rows of small weights, a thousand of large ones."""
+    return max(1, info.shape[0] // COST_ROWS) if info.shape else 1
+
+
+class LowRank:
+    """The sum of low-rank updates of one weight; its factors are in memory, the sum never is."""
+
+    def __init__(self, updates: Sequence[Update]):
+        self.factors = [(update, *_factors(update)) for update in updates]
+
+    def add_to(self, rows: torch.Tensor, first: int) -> torch.Tensor:
+        """`rows (m, columns)`, which begin at the weight's row `first`, with the update in them, in place."""
+        for update, left, right in self.factors:
+            begin, end = max(first, update.first), min(first + len(rows), update.first + update.count)
+            if begin < end:
+                part = left[begin - update.first : end - update.first]
+                rows[begin - first : end - first].addmm_(part, right, alpha=update.scale)
+        return rows
+
+    def update(self, first: int, count: int, chosen: slice = slice(None)) -> torch.Tensor:
+        """The update of the chosen ones of `count` rows from `first`, alone."""
+        columns = self.factors[0][2].shape[1]
+        total = torch.zeros(len(range(count)[chosen]), columns)
+        places = torch.arange(first, first + count)[chosen]
+        for update, left, right in self.factors:
+            hit = (places >= update.first) & (places < update.first + update.count)
+            total[hit] += (left[places[hit] - update.first] @ right) * update.scale
+        return total
+
+
+def base_blocks(info: TensorInfo, change: Change | None, source: BinaryIO) -> Iterator[tuple[int, torch.Tensor]]:
+    """First row and float32 values `(m, columns)` of each block, with replaced tensors and rows in place."""
+    change = change or Change()
+    rows, columns = (info.shape[0], _count(info) // max(info.shape[0], 1)) if info.shape else (1, 1)
+    new_rows = {i: row for given in change.rows for i, row in zip(given.indices, _whole(given.values), strict=True)}
+    step = max(1, BLOCK_BYTES // (4 * max(columns, 1)))
+    with ExitStack() as stack:
+        whole = change.replacement
+        file = stack.enter_context(whole.path.open("rb")) if whole else source
+        for first in range(0, rows, step):
+            count = min(step, rows - first)
+            block = read_values(file, whole or info, first * columns, count * columns).float().view(count, columns)
+            if whole:
+                _finite(block, whole)
+            for i in new_rows.keys() & range(first, first + count) if new_rows else ():
+                block[i - first] = new_rows[i].flatten()
+            yield first, block
+
+
+def read_values(source: BinaryIO, info: TensorInfo, first: int, count: int) -> torch.Tensor:
+    """`count` values of a tensor from the value `first`, flat, in its own dtype."""
+    size = ITEM_BYTES[info.dtype]
+    buffer = bytearray(count * size)
+    source.seek(info.start + first * size)
+    if source.readinto(buffer) != len(buffer):  # type: ignore[attr-defined]
+        raise InputError(f"{info.path} ends within '{info.name}': it was changed during the merge, run it again.")
+    if not buffer:
+        return torch.empty(0, dtype=TORCH_DTYPES[info.dtype])
+    return torch.frombuffer(buffer, dtype=TORCH_DTYPES[info.dtype])
+
+
+def _factors(update: Update) -> tuple[torch.Tensor, torch.Tensor]:
+    """`(rows, r)` and `(r, columns)` in float32, whose product has the weight's own orientation."""
+    a, b = _whole(update.pair.a).flatten(1), _whole(update.pair.b).flatten(1)
+    return (a.T, b.T) if update.pair.transposed else (b[update.b_first : update.b_first + update.count], a)
+
+
+def _whole(info: TensorInfo) -> torch.Tensor:
+    return _finite(read_tensor(info).float(), info)
 
 
 def _copy(source: BinaryIO, info: TensorInfo) -> Iterator[bytes]:
@@ -92,46 +188,15 @@ def _copy(source: BinaryIO, info: TensorInfo) -> Iterator[bytes]:
         left -= len(block)
 
 
-def _new_rows(info: TensorInfo, change: Change | None, source: BinaryIO) -> Iterator[torch.Tensor]:
-    """The merged tensor in float32 blocks (m, columns)."""
-    if isinstance(change, TensorInfo):
-        yield _finite(read_tensor(change).float(), change)
-        return
-    rows, columns = (info.shape[0], _count(info) // max(info.shape[0], 1)) if info.shape else (1, 1)
-    factors = _factors(change) if change else None
-    step = max(1, BLOCK_BYTES // (4 * max(columns, 1)))
-    for first in range(0, rows, step):
-        count = min(step, rows - first)
-        block = _read(source, info, first * columns, count * columns).float().view(count, columns)
-        if change and factors:
-            block += (factors[0][first : first + count] @ factors[1]) * change.scale
-        yield block
+def _to_bytes(stored: torch.Tensor) -> memoryview:
+    return stored.contiguous().flatten().view(torch.uint8).numpy().data
 
 
-def _factors(pair: LoraPair) -> tuple[torch.Tensor, torch.Tensor]:
-    """`(rows, r)` and `(r, columns)` in float32, whose product has the weight's own orientation."""
-    a = _finite(read_tensor(pair.a).float(), pair.a).flatten(1)
-    b = _finite(read_tensor(pair.b).float(), pair.b).flatten(1)
-    return (a.T, b.T) if pair.transposed else (b, a)
-
-
-def _read(source: BinaryIO, info: TensorInfo, first: int, count: int) -> torch.Tensor:
-    """`count` values of a tensor from the value `first`, flat, in its own dtype."""
-    size = ITEM_BYTES[info.dtype]
-    buffer = bytearray(count * size)
-    source.seek(info.start + first * size)
-    if source.readinto(buffer) != len(buffer):  # type: ignore[attr-defined]
-        raise InputError(f"{info.path} ends within '{info.name}': it was changed during the merge, run it again.")
-    if not buffer:
-        return torch.empty(0, dtype=TORCH_DTYPES[info.dtype])
-    return torch.frombuffer(buffer, dtype=TORCH_DTYPES[info.dtype])
-
-
-def _to_bytes(rows: torch.Tensor, name: str, dtype: torch.dtype) -> memoryview:
-    cast = rows.to(dtype)
-    if dtype == torch.float16 and bool((cast.isinf() & rows.isfinite()).any()):
+def _cast(rows: torch.Tensor, name: str, dtype: torch.dtype, generator: Any) -> torch.Tensor:
+    stored = cast(rows, dtype, generator)
+    if dtype == torch.float16 and bool((stored.isinf() & rows.isfinite()).any()):
         raise InputError(f"'{name}' holds values beyond float16's range: use --dtype bfloat16 or float32.")
-    return cast.contiguous().flatten().view(torch.uint8).numpy().data
+    return stored
 
 
 def _finite(values: torch.Tensor, info: TensorInfo) -> torch.Tensor:

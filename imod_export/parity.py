@@ -1,11 +1,12 @@
-"""Parity: the base with the adapter attached by PEFT against the merged folder, on real probes.
+"""Parity over the chain: base with adapters attached ↔ merged folder ↔ other ways to run it, on real probes.
 
-Both sides are loaded one after the other, each with its own processor. Controls show that the comparison can fail: the
-base without adapter, and the merged model on other media, must be told apart from what they are compared with.
+Everything is loaded one after the other. The first two are compared in float32 and in the dtype on disk, logits, greedy
+answers and layers; later links are compared with the merged model in float32. Controls show that the comparison can
+fail (see `controls`).
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,172 +14,230 @@ import torch
 
 from imod_core.console import track
 from imod_core.errors import InputError
+from imod_export.attached import attach_adapters, scaled
 from imod_export.compare import Distance, common_prefix, distance, same_greedy
+from imod_export.controls import Variants, scale_controls, told_by_layers, without_sound
 from imod_export.layers import LayerError, Trace, compare_layers, trace
+from imod_export.links import Link, Question, Reply, make_link
 from imod_export.probes import Probe, default_probes, read_probes
-from imod_export.subject import (
-    Subject,
-    attach_adapter,
-    load_model,
-    load_processor,
-    modalities,
-    release_memory,
-    sampling,
-)
-from imod_export.tolerances import ARITHMETIC, EFFECT_SHARE, ROUNDING, Tolerance
+from imod_export.results import Control, ProbeResult, Report
+from imod_export.subject import Subject, load_model, load_processor, modalities, release_memory, sampling
+from imod_export.tolerances import ARITHMETIC, EFFECT_SHARE, ROUNDING, STOCHASTIC, Tolerance
+
+MERGED = "attached ↔ merged"
 
 
 @dataclass(frozen=True)
-class ProbeResult:
-    """One probe, attached against merged."""
+class Chain:
+    """What is compared."""
 
-    name: str
-    arithmetic: str
-    """dtype that both computed in."""
-    distance: Distance
-    base_distance: Distance
-    """The base without adapter from the attached model: what the adapter does."""
-    same_prompt: bool
-    """Both folders' processors made the same token ids."""
-    greedy: int
-    """Tokens of the attached model's greedy answer."""
-    greedy_prefix: int
-    """How many of them the merged model repeats."""
-    answers: tuple[str, str]
-    """Both answers as text."""
-    faults: tuple[str, ...]
-    """Why it did not pass; empty if it did."""
-
-
-@dataclass(frozen=True)
-class Control:
-    """Two things that must differ."""
-
-    name: str
-    probe: str
-    distance: Distance
-    told_apart: bool
-
-
-@dataclass(frozen=True)
-class Report:
-    """Everything that a comparison found."""
-
+    merged: Path
     stored: str
-    """dtype of the merged weights on disk."""
-    probes: tuple[ProbeResult, ...]
-    controls: tuple[Control, ...]
-    layers: tuple[LayerError, ...]
-    skipped_layers: tuple[str, ...]
-    tolerances: dict[str, Any] = field(default_factory=dict)
+    """dtype of its weights on disk."""
+    base: Path | None = None
+    """With `adapters` attached it is the reference; None makes the merged model itself the reference."""
+    adapters: tuple[tuple[Path, float], ...] = ()
+    """Folder and weight."""
+    against: tuple[str, ...] = ()
+    """Further links, see `links`."""
+    probes: Path | None = None
+    """A sample file; None takes the built-in probes."""
+    rounding: str = "nearest"
+    """How the merged weights were cast to the dtype on disk."""
 
     @property
-    def faults(self) -> list[str]:
-        """One short sentence for each gate that failed."""
-        found = [f"{p.name} ({p.arithmetic}): {fault}" for p in self.probes for fault in p.faults]
-        found += [f"{c.probe}: {c.name} was not told apart" for c in self.controls if not c.told_apart]
-        return found + [_layer_fault(layer) for layer in self.layers if not layer.passed]
-
-    @property
-    def passed(self) -> bool:
-        return not self.faults
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON: the verdict first."""
-        return {"passed": self.passed, "faults": self.faults, **asdict(self)}
+    def tolerance(self) -> Tolerance:
+        """Attached against merged, in float32."""
+        return STOCHASTIC[self.stored] if self.rounding == "stochastic" else ROUNDING[self.stored]
 
 
 @dataclass
 class _Reference:
-    """What the attached model said about a probe."""
+    """What the reference said about a probe."""
 
     ids: list[int]
-    answer: list[int]
     text: str
+    answer: list[int]
+    answer_text: str
     logits: torch.Tensor
-    base_logits: torch.Tensor
+    variants: Variants | None = None
 
 
-def check_parity(base: Path, adapter: Path, merged: Path, stored: str, probe_file: Path | None = None) -> Report:
-    """Compare `base` with `adapter` attached to `merged`, whose weights are `stored` in that dtype.
+def prepare(chain: Chain) -> tuple[list[Probe], list[Link]]:
+    """Probes and links, so that what is missing is known before anything large is loaded.
+
+    Raises:
+        InputError, MissingFileError: no processor, no usable probes, or a link that cannot run here.
+    """
+    takes = modalities(chain.merged)
+    frames, rate = sampling(load_processor(chain.merged))
+    links = [make_link(spec, chain.merged, chain.stored) for spec in chain.against]
+    if chain.probes is None:
+        return default_probes(takes, rate, frames), links
+    probes = read_probes(chain.probes, takes, frames, rate)
+    if not probes:
+        media = ", ".join(sorted(takes)) or "none"
+        raise InputError(f"{chain.probes} has no sample whose media {chain.merged} takes ({media}).")
+    return probes, links
+
+
+def check_parity(chain: Chain) -> Report:
+    """Compare all links of `chain`.
 
     Raises:
         InputError, MissingFileError: something does not load, or the probes cannot be used. A comparison that fails is
             no error here: the report says so.
     """
-    probes = _probes(merged, probe_file)
+    probes, links = prepare(chain)
     results: list[ProbeResult] = []
     controls: list[Control] = []
     layers: list[LayerError] = []
     skipped: tuple[str, ...] = ()
-    for arithmetic in dict.fromkeys(["float32", stored]):
-        reference, layer_trace = _ask_attached(base, adapter, probes, stored, arithmetic)
+    references: dict[str, _Reference] = {}
+    for arithmetic in _arithmetics(chain):
+        attached = _ask_attached(chain, probes, arithmetic) if chain.base else None
         release_memory()
-        subject = Subject(load_model(merged, stored, arithmetic), load_processor(merged))
-        tolerance = ROUNDING[stored] if arithmetic == "float32" else ARITHMETIC[arithmetic]
-        for probe in track(probes, f"Merged model on probes, {arithmetic}"):
-            result, logits = _ask_merged(subject, probe, reference[probe.name], tolerance, arithmetic)
-            results.append(result)
-            if arithmetic == "float32":
-                controls += _controls(subject, probe, reference[probe.name], logits, result)
+        subject = Subject(load_model(chain.merged, chain.stored, arithmetic), load_processor(chain.merged))
+        found, merged_controls, said = ask_merged(chain, subject, probes, attached[0] if attached else None, arithmetic)
+        results += found
         if arithmetic == "float32":
-            layers, skipped = compare_layers(layer_trace, subject.model, stored), layer_trace.skipped
+            references, controls = said, merged_controls
+            if attached:
+                layers, skipped = compare_layers(attached[1], subject.model, chain.stored), attached[1].skipped
+                told = told_by_layers(attached[1], subject.model, chain.stored)
+                controls += scale_controls(
+                    found, {n: r.variants for n, r in attached[0].items()}, said_logits(said), told
+                )
         del subject
         release_memory()
-    return Report(stored, tuple(results), tuple(controls), tuple(layers), skipped, _tolerances(stored))
+    for link in links:
+        found, told_apart = ask_link(link, probes, references)
+        results += found
+        controls += told_apart
+    names = (*(["attached"] if chain.base else []), "merged", *(link.name for link in links))
+    limits = _tolerances(chain, links)
+    return Report(chain.stored, names, tuple(results), tuple(controls), tuple(layers), skipped, limits)
 
 
-def _probes(folder: Path, probe_file: Path | None) -> list[Probe]:
-    takes = modalities(folder)
-    frames, rate = sampling(load_processor(folder))
-    if probe_file is None:
-        return default_probes(takes, rate)
-    probes = read_probes(probe_file, takes, frames, rate)
-    if not probes:
-        raise InputError(
-            f"{probe_file} has no sample whose media {folder} takes ({', '.join(sorted(takes)) or 'none'})."
-        )
-    return probes
+def said_logits(references: dict[str, _Reference]) -> dict[str, torch.Tensor]:
+    """The merged model's logits by probe."""
+    return {name: reference.logits for name, reference in references.items()}
 
 
-def _ask_attached(
-    base: Path, adapter: Path, probes: list[Probe], stored: str, arithmetic: str
-) -> tuple[dict[str, _Reference], Trace]:
-    """The attached model's answers and logits, and the base's by switching the adapter off."""
-    attached = attach_adapter(load_model(base, stored, arithmetic), adapter)
-    subject, found = Subject(attached, load_processor(base)), {}
+def _arithmetics(chain: Chain) -> list[str]:
+    return list(dict.fromkeys(["float32", chain.stored])) if chain.base else ["float32"]
+
+
+def _ask_attached(chain: Chain, probes: list[Probe], arithmetic: str) -> tuple[dict[str, _Reference], Trace]:
+    """The attached model's answers and logits, and what it says with parts of the adapter off."""
+    assert chain.base is not None
+    attached = attach_adapters(load_model(chain.base, chain.stored, arithmetic), chain.adapters)
+    subject, found, traced = Subject(attached, load_processor(chain.base)), {}, trace(attached)
     for probe in track(probes, f"Adapter attached on probes, {arithmetic}"):
         prompt = subject.prompt(probe)
         answer = subject.greedy(prompt)
         logits = subject.logits(prompt, answer)
         with attached.disable_adapter():
-            base_logits = subject.logits(prompt, answer)
-        found[probe.name] = _Reference(prompt.ids, answer, subject.text(answer), logits, base_logits)
-    return found, trace(attached)
+            base = subject.logits(prompt, answer)
+        left_out = halved = None
+        if arithmetic == "float32" and traced.faintest:
+            with scaled(attached, 0.0, traced.faintest):
+                left_out = subject.logits(prompt, answer)
+            with scaled(attached, 0.5):
+                halved = subject.logits(prompt, answer)
+        variants = Variants(base, left_out, halved)
+        text = subject.text(answer)
+        found[probe.name] = _Reference(prompt.ids, prompt.text, answer, text, logits, variants)
+    return found, traced
 
 
-def _ask_merged(
-    subject: Subject, probe: Probe, reference: _Reference, tolerance: Tolerance, arithmetic: str
-) -> tuple[ProbeResult, torch.Tensor]:
-    prompt = subject.prompt(probe)
-    answer, logits = subject.greedy(prompt), subject.logits(prompt, reference.answer)
-    found = distance(reference.logits, logits, tolerance)
-    effect = distance(reference.logits, reference.base_logits, tolerance)
-    same_prompt = prompt.ids == reference.ids
-    faults = []
-    if not same_prompt:
-        faults.append("the two processors made different token ids")
+def ask_merged(
+    chain: Chain, subject: Subject, probes: list[Probe], references: dict[str, _Reference] | None, arithmetic: str
+) -> tuple[list[ProbeResult], list[Control], dict[str, _Reference]]:
+    """The merged model on all probes: against the references, and as a reference itself."""
+    tolerance = chain.tolerance if arithmetic == "float32" else ARITHMETIC[arithmetic]
+    results: list[ProbeResult] = []
+    controls: list[Control] = []
+    said = {}
+    for probe in track(probes, f"Merged model on probes, {arithmetic}"):
+        prompt = subject.prompt(probe)
+        answer = subject.greedy(prompt)
+        reference = references[probe.name] if references else None
+        forced = reference.answer if reference else answer
+        logits = subject.logits(prompt, forced)
+        said[probe.name] = _Reference(prompt.ids, prompt.text, forced, subject.text(forced), logits)
+        if reference:
+            reply = Reply(prompt.ids, answer, subject.text(answer), len(forced) + 1 - len(logits), logits)
+            results.append(_against_attached(probe, reference, reply, tolerance, arithmetic))
+        if arithmetic == "float32":
+            effect = results[-1] if reference else None
+            controls += _media_controls(subject, probe, forced, logits)
+            if reference and reference.variants and effect:
+                controls.append(_base_control(probe, reference.variants.base, logits, effect))
+    return results, controls, said
+
+
+def _against_attached(
+    probe: Probe, reference: _Reference, reply: Reply, tolerance: Tolerance, arithmetic: str
+) -> ProbeResult:
+    assert reference.variants is not None
+    result = _compare(probe, MERGED, reference, reply, tolerance, arithmetic)
+    effect = distance(reference.logits, reference.variants.base, tolerance)
+    faults = list(result.faults)
+    if arithmetic == "float32" and result.distance.relative > EFFECT_SHARE * effect.relative:
+        faults.append(f"missed by {result.distance.relative:.1e} what the adapter changes by {effect.relative:.1e}")
+    return replace(result, base_distance=effect, faults=tuple(faults))
+
+
+def _compare(
+    probe: Probe, link: str, reference: _Reference, reply: Reply, tolerance: Tolerance, arithmetic: str
+) -> ProbeResult:
+    """One reply against the reference: prompt, logits where the contexts are the same, greedy answer."""
+    found = distance(aligned(reference, reply), reply.logits, tolerance, reply.support)
+    same_prompt = reply.ids is None or reply.ids == reference.ids
+    faults = [] if same_prompt else ["the two made different token ids of the prompt"]
     faults += _distance_faults(found, tolerance)
-    if arithmetic == "float32" and found.relative > EFFECT_SHARE * effect.relative:
-        faults.append(f"missed by {found.relative:.1e} what the adapter changes by {effect.relative:.1e}")
-    if not same_greedy(reference.answer, answer, reference.logits, tolerance):
+    if not same_greedy(reference.answer, reply.greedy, reference.logits, tolerance):
         faults.append("another greedy answer")
-    texts = (reference.text, subject.text(answer))
-    prefix = common_prefix(reference.answer, answer)
-    result = ProbeResult(
-        probe.name, arithmetic, found, effect, same_prompt, len(reference.answer), prefix, texts, tuple(faults)
+    prefix = common_prefix(reference.answer, reply.greedy)
+    texts = (reference.answer_text, reply.text)
+    return ProbeResult(
+        probe.name, link, arithmetic, found, None, same_prompt, len(reference.answer), prefix, texts, tuple(faults)
     )
-    return result, logits
+
+
+def aligned(reference: _Reference, reply: Reply) -> torch.Tensor:
+    """The reference's logits `(K, V)` at the positions of the reply's rows; empty where they do not reach."""
+    chose_first = len(reference.logits) - len(reference.answer) - 1
+    begin = chose_first + reply.first
+    rows = reference.logits[max(begin, 0) : begin + len(reply.logits)]
+    return rows if len(rows) == len(reply.logits) else rows[:0]
+
+
+def ask_link(
+    link: Link, probes: list[Probe], references: dict[str, _Reference]
+) -> tuple[list[ProbeResult], list[Control]]:
+    """A further link on all probes against the merged model, and on other media, which it must notice."""
+    name = f"merged ↔ {link.name}"
+    swapped = [(probe, kind, probe.swapped(kind)) for probe in probes for kind in probe.media]
+    questions = [_question(probe, references[probe.name]) for probe in probes]
+    questions += [_question(other, references[probe.name]) for probe, _, other in swapped]
+    replies = link.ask(questions)
+    results = [
+        _compare(probe, name, references[probe.name], replies[probe.name], link.tolerance, link.arithmetic)
+        for probe in probes
+    ]
+    controls = []
+    for probe, kind, other in swapped:
+        reference, reply = references[probe.name], replies[other.name]
+        found = distance(aligned(reference, reply), reply.logits, link.tolerance, reply.support)
+        told = found.relative > link.tolerance.relative
+        controls.append(Control(f"other {kind}", name, probe.name, found, told, "logits"))
+    return results, controls
+
+
+def _question(probe: Probe, reference: _Reference) -> Question:
+    return Question(probe, reference.text, reference.ids, reference.answer)
 
 
 def _distance_faults(found: Distance, tolerance: Tolerance) -> Iterator[str]:
@@ -190,32 +249,33 @@ def _distance_faults(found: Distance, tolerance: Tolerance) -> Iterator[str]:
         yield f"best token differs at {1 - found.argmax_agreement:.0%} of the decided positions"
 
 
-def _controls(
-    subject: Subject, probe: Probe, reference: _Reference, logits: torch.Tensor, result: ProbeResult
-) -> Iterator[Control]:
-    """The base against the merged model, and the merged model against itself on other media.
-
-    Both sides of a control compute in float32, so a difference above float32's own tolerance is one of content.
-    """
+def _base_control(probe: Probe, base: torch.Tensor, logits: torch.Tensor, result: ProbeResult) -> Control:
+    """Both compute in float32, so a difference above float32's own tolerance is one of content."""
     limit = ARITHMETIC["float32"]
-    from_base = distance(logits, reference.base_logits, limit)
-    told = from_base.relative > max(limit.relative, result.distance.relative / EFFECT_SHARE)
-    yield Control("base against merged", probe.name, from_base, told)
-    for kind in probe.media:
-        swapped = subject.logits(subject.prompt(probe.swapped(kind)), reference.answer)
-        other = distance(logits, swapped, limit)
-        yield Control(f"other {kind}", probe.name, other, other.relative > limit.relative)
+    found = distance(logits, base, limit)
+    told = found.relative > max(limit.relative, result.distance.relative / EFFECT_SHARE)
+    return Control("base against merged", MERGED, probe.name, found, told, "logits")
 
 
-def _layer_fault(layer: LayerError) -> str:
-    if layer.kind == "saved":
-        return f"{layer.name}: saved values differ by {layer.error:.1e}"
-    shown = (
-        "an update that the adapter does not make" if layer.transfer is None else f"{layer.transfer:.1%} of its update"
-    )
-    return f"{layer.name}: the merged weight shows {shown}"
+def _media_controls(subject: Subject, probe: Probe, answer: list[int], logits: torch.Tensor) -> Iterator[Control]:
+    """The merged model against itself on other media, and without the sound."""
+    limit = ARITHMETIC["float32"]
+    others = {f"other {kind}": probe.swapped(kind) for kind in probe.media}
+    if "audio" in probe.media:
+        others["sound dropped"] = without_sound(probe)
+    for name, other in others.items():
+        found = distance(*_common_end(logits, subject.logits(subject.prompt(other), answer)), limit)
+        yield Control(name, "merged", probe.name, found, found.relative > limit.relative, "logits")
 
 
-def _tolerances(stored: str) -> dict[str, Any]:
-    limits = {"float32": ROUNDING[stored]} | ({stored: ARITHMETIC[stored]} if stored != "float32" else {})
-    return {"effect_share": EFFECT_SHARE, **{dtype: asdict(limit) for dtype, limit in limits.items()}}
+def _common_end(z: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    count = min(len(z), len(y))
+    return z[-count:], y[-count:]
+
+
+def _tolerances(chain: Chain, links: list[Link]) -> dict[str, Any]:
+    limits = {f"{MERGED}, float32": chain.tolerance}
+    if chain.stored != "float32" and chain.base:
+        limits[f"{MERGED}, {chain.stored}"] = ARITHMETIC[chain.stored]
+    limits |= {f"merged ↔ {link.name}, {link.arithmetic}": link.tolerance for link in links}
+    return {"effect_share": EFFECT_SHARE, **{name: asdict(limit) for name, limit in limits.items()}}

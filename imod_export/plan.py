@@ -1,20 +1,27 @@
-"""The merge plan: which base tensor each adapter tensor changes. Made from headers, before anything is written."""
+"""The merge plan: what happens to each tensor of the base. Made from headers, before anything is written."""
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from itertools import combinations
 
 from imod_core.errors import InputError
-from imod_export.adapter import Adapter, LoraPair
-from imod_export.names import canonical, nearest
+from imod_export.adapter import Adapter, TokenRows
+from imod_export.layout import Output, OutputShard, lay_out
+from imod_export.match import Matcher, Piece, Update
+from imod_export.quantised import refuse_quantised
 from imod_export.tensors import DTYPES, Checkpoint, TensorInfo, read_json
+from imod_export.tied import find_tie
 
-Change = LoraPair | TensorInfo
-"""A low-rank update, or the tensor that takes the place of the base's."""
-EMBEDDINGS = ("text.embed_tokens", "lm_head")
-"""Modules that share one tensor where embeddings are tied, in their common spelling."""
+
+@dataclass(frozen=True)
+class Change:
+    """All that happens to one tensor, in this order."""
+
+    replacement: TensorInfo | None = None
+    """Takes the place of the base's values."""
+    updates: tuple[Update, ...] = ()
+    rows: tuple[TokenRows, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -23,100 +30,89 @@ class MergePlan:
 
     checkpoint: Checkpoint
     changes: dict[str, Change]
-    """Base tensor name to what happens to it."""
-    dtype: str | None
-    """safetensors' name of the dtype that all floating-point tensors are cast to; None keeps each as it is."""
+    """Tensor name in the merge to what happens to it."""
+    shards: tuple[OutputShard, ...]
+    untied: bool = False
+    """Whether the head differs from the embedding now, so that the configuration must no longer tie them."""
 
-    def dtype_of(self, info: TensorInfo) -> str:
-        """The dtype that a base tensor has in the merge."""
-        return self.dtype if self.dtype and info.dtype in DTYPES.values() else info.dtype
+    @property
+    def outputs(self) -> list[Output]:
+        return [output for shard in self.shards for output in shard.tensors]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(output.nbytes for output in self.outputs)
 
     @property
     def stored_dtype(self) -> str:
         """torch's name of the dtype that most of the changed data is written in."""
         sizes: dict[str, int] = defaultdict(int)
-        for name in self.changes:
-            info = self.checkpoint.tensors[name]
-            sizes[self.dtype_of(info)] += info.nbytes
+        for output in self.outputs:
+            if output.name in self.changes:
+                sizes[output.dtype] += output.nbytes
         return {v: k for k, v in DTYPES.items()}[max(sizes, key=lambda dtype: sizes[dtype])]
 
 
-def make_plan(checkpoint: Checkpoint, adapter: Adapter, dtype: str | None = None) -> MergePlan:
-    """Match every tensor of `adapter` to exactly one of `checkpoint`; `dtype` is torch's name.
+def make_plan(
+    checkpoint: Checkpoint,
+    adapters: Adapter | Sequence[Adapter],
+    dtype: str | None = None,
+    *,
+    untie: bool = False,
+    max_shard: int | None = None,
+) -> MergePlan:
+    """Match every tensor of the adapters to the base's.
+
+    Args:
+        checkpoint: the base.
+        adapters: one, or several whose updates are added with their weights.
+        dtype: torch's name of the dtype for all floating-point tensors; None keeps each tensor's own.
+        untie: give the head a tensor of its own where an adapter changes one of two tied embeddings.
+        max_shard: bytes of a shard; None keeps the base's shards.
 
     Raises:
         InputError: a tensor matches nothing or more than one, has another shape, or the base cannot take it.
     """
+    adapters = [adapters] if isinstance(adapters, Adapter) else list(adapters)
     config = read_json(checkpoint.folder / "config.json")
-    _refuse_quantised(config, checkpoint.folder)
-    _refuse_tied(config, checkpoint, adapter)
-    changes: dict[str, Change] = {}
-    for name, change in _match(checkpoint, adapter):
-        if name in changes:
-            raise InputError(f"Two tensors of {adapter.folder} change '{name}' of the base: expected one for each.")
-        _check(checkpoint.tensors[name], change)
-        changes[name] = change
-    return MergePlan(checkpoint, changes, DTYPES[dtype] if dtype else None)
+    refuse_quantised(config, checkpoint)
+    tie = find_tie(config, checkpoint, adapters, untie)
+    tensors = dict(checkpoint.tensors)
+    if tie and tie.untied:
+        tensors.setdefault(tie.head, checkpoint.tensors[tie.embedding])
+    pieces: dict[str, list[Piece]] = defaultdict(list)
+    for adapter in adapters:
+        own: dict[str, list[Piece]] = defaultdict(list)
+        for name, piece in Matcher(adapter, tensors, tie, checkpoint.folder).pieces():
+            own[name].append(piece)
+        for name, found in own.items():
+            _refuse_doubles(name, found, str(adapter.folder))
+            pieces[name] += found
+    changes = {name: _change(name, found) for name, found in pieces.items()}
+    outputs = [Output(name, _dtype(info, dtype), info) for name, info in tensors.items()]
+    return MergePlan(checkpoint, changes, lay_out(checkpoint, outputs, max_shard), tie is not None and tie.untied)
 
 
-def ties_embeddings(config: dict[str, Any], checkpoint: Checkpoint) -> bool:
-    """Whether input embeddings and head share a tensor: as the configuration says, else as the weights show."""
-    thinker = config.get("thinker_config") or {}
-    for place in (config, thinker, thinker.get("text_config") or {}, config.get("text_config") or {}):
-        if "tie_word_embeddings" in place:
-            return bool(place["tie_word_embeddings"])
-    return not any(canonical(name) == "lm_head.weight" for name in checkpoint.tensors)
+def _change(name: str, pieces: list[Piece]) -> Change:
+    whole = [piece for piece in pieces if isinstance(piece, TensorInfo)]
+    rows = [piece for piece in pieces if isinstance(piece, TokenRows)]
+    if len(whole) > 1:
+        raise InputError(f"Two adapters save '{name}' of the base whole: only one of them can be merged.")
+    if len({i for r in rows for i in r.indices}) < sum(len(r.indices) for r in rows):
+        raise InputError(f"Two adapters train the same token's row of '{name}': only one of them can be merged.")
+    updates = tuple(piece for piece in pieces if isinstance(piece, Update))
+    return Change(whole[0] if whole else None, updates, tuple(rows))
 
 
-def _match(checkpoint: Checkpoint, adapter: Adapter) -> Iterator[tuple[str, Change]]:
-    wanted: dict[str, Change] = {f"{pair.module}.weight": pair for pair in adapter.pairs} | adapter.saved
-    by_spelling: dict[str, list[str]] = defaultdict(list)
-    for name in checkpoint.tensors:
-        by_spelling[canonical(name)].append(name)
-    unmatched = [name for name in wanted if canonical(name) not in by_spelling]
-    if unmatched:
-        raise InputError(_no_match(unmatched, len(wanted), checkpoint, adapter.folder))
-    for name, change in wanted.items():
-        candidates = by_spelling[canonical(name)]
-        if len(candidates) > 1:
-            raise InputError(f"'{name}' of {adapter.folder} fits {' and '.join(candidates)} of the base: expected one.")
-        yield candidates[0], change
+def _refuse_doubles(name: str, pieces: list[Piece], folder: str) -> None:
+    """Within one adapter, two changes of a kind may not meet in the same rows."""
+    for first, second in combinations(pieces, 2):
+        meet = type(first) is type(second)
+        if isinstance(first, Update) and isinstance(second, Update):
+            meet = max(first.first, second.first) < min(first.first + first.count, second.first + second.count)
+        if meet:
+            raise InputError(f"Two tensors of {folder} change '{name}' of the base: expected one for each.")
 
 
-def _no_match(unmatched: list[str], total: int, checkpoint: Checkpoint, adapter: Path) -> str:
-    near = nearest(unmatched[0], checkpoint.tensors)
-    hint = f"nearest there are {' and '.join(near)}" if near else "nothing there is like it"
-    return (
-        f"{len(unmatched)} of {total} weights that {adapter} changes are not in {checkpoint.folder}, first "
-        f"'{unmatched[0]}' ({hint}): the adapter belongs to another base, give that with --base."
-    )
-
-
-def _check(base: TensorInfo, change: Change) -> None:
-    if base.dtype not in DTYPES.values():
-        raise InputError(f"'{base.name}' of the base is {base.dtype}: a merge needs {', '.join(DTYPES)}.")
-    if base.shape != change.shape:
-        name = change.module if isinstance(change, LoraPair) else change.name
-        raise InputError(
-            f"'{name}' of the adapter has the shape {list(change.shape)} and '{base.name}' of the base "
-            f"{list(base.shape)}: the adapter belongs to another base."
-        )
-
-
-def _refuse_quantised(config: dict[str, Any], folder: Path) -> None:
-    if any((part or {}).get("quantization_config") for part in (config, config.get("text_config"))):
-        raise InputError(
-            f"{folder} is quantised (quantization_config in config.json): give the 16-bit or 32-bit model with --base."
-        )
-
-
-def _refuse_tied(config: dict[str, Any], checkpoint: Checkpoint, adapter: Adapter) -> None:
-    """PEFT adapts one of the two uses of a tied tensor; merged into the tensor it would change both."""
-    names = [f"{pair.module}.weight" for pair in adapter.pairs] + list(adapter.saved)
-    touched = [canonical(name).rpartition(".")[0] for name in names]
-    hit = next((name for name in touched if name in EMBEDDINGS), None)
-    if hit and ties_embeddings(config, checkpoint):
-        raise InputError(
-            f"{adapter.folder} changes {hit.removeprefix('text.')}, one of two tied embeddings of {checkpoint.folder}: "
-            "save the base with tie_word_embeddings false and both tensors, then merge into that."
-        )
+def _dtype(info: TensorInfo, dtype: str | None) -> str:
+    return DTYPES[dtype] if dtype and info.dtype in DTYPES.values() else info.dtype

@@ -43,7 +43,7 @@ class Probe:
         return replace(self, name=f"{self.name}, other {kind}", media={**self.media, kind: self.others[kind]})
 
 
-def default_probes(modalities: Iterable[str], rate: int = SAMPLE_RATE) -> list[Probe]:
+def default_probes(modalities: Iterable[str], rate: int = SAMPLE_RATE, frames: int = FRAMES) -> list[Probe]:
     """Text, each medium, and picture or video with sound, as far as the model has these `modalities`."""
     wanted = [
         ("text", "", "Name three instruments that have strings."),
@@ -53,7 +53,7 @@ def default_probes(modalities: Iterable[str], rate: int = SAMPLE_RATE) -> list[P
         ("image+audio", "<image><audio>", "Does the thing on the left make the sound?"),
         ("video+audio", "<video><audio>", "How many things move while it sounds?"),
     ]
-    return [_drawn(*entry, rate) for entry in wanted if _kinds(entry[1]) <= set(modalities)]
+    return [_drawn(*entry, rate, frames) for entry in wanted if _kinds(entry[1]) <= set(modalities)]
 
 
 def read_probes(path: Path, modalities: Iterable[str], frames: int, rate: int = SAMPLE_RATE) -> list[Probe]:
@@ -99,27 +99,27 @@ def draw_sound(variant: int, rate: int = SAMPLE_RATE) -> NDArray[np.float32]:
     return (0.6 * np.sin(2 * np.pi * 1760.0 * time) * time / SECONDS).astype(np.float32)
 
 
-def draw_video(variant: int) -> NDArray[np.uint8]:
-    """(T, H, W, 3): a bright square that moves to the right, or a dark one that moves down."""
+def draw_video(variant: int, count: int = FRAMES) -> NDArray[np.uint8]:
+    """(count, H, W, 3): a bright square that moves to the right, or a dark one that moves down."""
     height, width = PICTURE
-    frames = np.full((FRAMES, height, width, 3), 60 if variant == 0 else 200, np.uint8)
-    for t in range(FRAMES):
-        left = t * (width - 32) // (FRAMES - 1) if variant == 0 else 48
-        top = 32 if variant == 0 else t * (height - 32) // (FRAMES - 1)
+    frames = np.full((count, height, width, 3), 60 if variant == 0 else 200, np.uint8)
+    for t in range(count):
+        left = t * (width - 32) // max(count - 1, 1) if variant == 0 else 48
+        top = 32 if variant == 0 else t * (height - 32) // max(count - 1, 1)
         frames[t, top : top + 32, left : left + 32] = (250, 220, 60) if variant == 0 else (20, 0, 90)
     return frames
 
 
-def _drawn(name: str, tags: str, question: str, rate: int) -> Probe:
-    media = {kind: [_stand_in(kind, 0, rate)] for kind in _kinds(tags)}
-    others = {kind: [_stand_in(kind, 1, rate)] for kind in media}
+def _drawn(name: str, tags: str, question: str, rate: int, frames: int) -> Probe:
+    media = {kind: [_stand_in(kind, 0, rate, frames)] for kind in _kinds(tags)}
+    others = {kind: [_stand_in(kind, 1, rate, frames)] for kind in media}
     return Probe(name, (Message("user", tags + question),), media, others)
 
 
-def _stand_in(kind: str, variant: int, rate: int) -> Any:
+def _stand_in(kind: str, variant: int, rate: int, frames: int = FRAMES) -> Any:
     if kind == "audio":
         return draw_sound(variant, rate)
-    return draw_picture(variant) if kind == "image" else draw_video(variant)
+    return draw_picture(variant) if kind == "image" else draw_video(variant, frames)
 
 
 def _from_sample(sample: Sample, all_samples: list[Sample], loaders: dict[str, Callable], rate: int) -> Probe:

@@ -1,36 +1,114 @@
-"""What is to be merged: a training run or a bare PEFT adapter, and the base that belongs to it."""
+"""What is to be merged: training runs or bare PEFT adapters, and the one base that belongs to them."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
 from imod_core.artifacts import MANIFEST, model_identity, read_manifest, sha256
 from imod_core.console import console
-from imod_core.errors import InputError, MissingFileError
+from imod_core.errors import ImodError, InputError, MissingFileError
 from imod_export.adapter import CONFIG, WEIGHTS
+from imod_export.quantised import quantisation
 from imod_export.tensors import read_json
 
 
 @dataclass(frozen=True)
 class Source:
-    """An adapter and its base, both folders that exist."""
+    """An adapter and what is known of its origin."""
 
     adapter: Path
-    base: Path
-    base_sha256: str
-    """Identity of `base`, compared with the one the adapter was trained on where that is known."""
-    base_verified: bool
-    """Whether it was known."""
+    weight: float
+    trained_on: str | None
+    """Identity of the base it was trained on, where that was recorded and the merge goes into that base."""
     method: str | None
     """How the run was trained (`imod`, `lora`); None for a bare adapter."""
+    run: dict[str, Any]
+    """The run's manifest; empty for a bare adapter."""
 
 
-def find_source(path: Path, base: Path | None) -> Source:
-    """The adapter at `path`, a run folder or a PEFT adapter folder, with its recorded base or the one given.
+@dataclass(frozen=True)
+class Sources:
+    """Adapters and their base, all folders that exist."""
+
+    adapters: tuple[Source, ...]
+    base: Path
+
+    @property
+    def verified(self) -> bool:
+        """Whether every adapter's base is recorded, so that its identity is checked."""
+        return all(source.trained_on for source in self.adapters)
+
+    @property
+    def method(self) -> str | None:
+        return self.adapters[0].method
+
+    def check(self, identity: str) -> None:
+        """Refuse a base that is not the one of every run that recorded its own.
+
+        Raises:
+            InputError: it is another.
+        """
+        for source in self.adapters:
+            if source.trained_on and source.trained_on != identity:
+                raise InputError(
+                    f"{self.base} is not the base that {source.adapter.parent} was trained on (its digest is "
+                    f"{identity[:12]}, expected {source.trained_on[:12]}): give the original with --base."
+                )
+
+
+class Identity:
+    """A base's identity, found beside other work: hashing a large base takes as long as copying it."""
+
+    def __init__(self, sources: Sources):
+        self.sources, self._found = sources, ""
+        self._error: ImodError | OSError | None = None
+        self._thread = Thread(target=self._find, daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Stop at once for a wrong base, if that is known already."""
+        if not self._thread.is_alive():
+            self.get()
+
+    def get(self) -> str:
+        """Wait for the identity and check it."""
+        self._thread.join()
+        if self._error:
+            raise self._error
+        self.sources.check(self._found)
+        return self._found
+
+    def _find(self) -> None:
+        try:
+            self._found = model_identity(self.sources.base)
+        except (ImodError, OSError) as error:
+            self._error = error
+
+
+def find_sources(paths: Sequence[Path], base: Path | None, weights: Sequence[float] = ()) -> Sources:
+    """The adapters at `paths`, run folders or PEFT adapter folders, with their recorded base or the one given.
 
     Raises:
-        MissingFileError: `path` or the base is not there.
-        InputError: the run's adapter was changed, or the base is not the one it was trained on.
+        MissingFileError: a path or the base is not there.
+        InputError: a run's adapter was changed, or the adapters name different bases.
     """
+    if weights and len(weights) != len(paths):
+        raise InputError(f"{len(weights)} weights were given for {len(paths)} adapters: give --weight once for each.")
+    found = [_find(path, base) for path in paths]
+    bases = {folder.resolve(): folder for _, folder in found}
+    if len(bases) > 1:
+        raise InputError(
+            f"The adapters belong to different bases ({', '.join(map(str, bases.values()))}): "
+            "say with --base which one they are merged into."
+        )
+    shares = list(weights) or [1.0] * len(paths)
+    sources = [replace(source, weight=weight) for (source, _), weight in zip(found, shares, strict=True)]
+    return Sources(tuple(sources), next(iter(bases.values())))
+
+
+def _find(path: Path, base: Path | None) -> tuple[Source, Path]:
     if (path / CONFIG).is_file():
         return _bare(path, base)
     if not path.is_dir():
@@ -40,7 +118,7 @@ def find_source(path: Path, base: Path | None) -> Source:
     return _run(path, base)
 
 
-def _run(run: Path, base: Path | None) -> Source:
+def _run(run: Path, base: Path | None) -> tuple[Source, Path]:
     manifest = read_manifest(run, "run")
     for name in (CONFIG, WEIGHTS):
         if not (run / "adapter" / name).is_file():
@@ -51,22 +129,32 @@ def _run(run: Path, base: Path | None) -> Source:
                 f"to merge it all the same, give --merge {run / 'adapter'}."
             )
     trained_on = manifest.get("base", {})
-    folder = _base_folder(base or trained_on.get("path"), run)
-    identity = model_identity(folder)
-    if identity != trained_on.get("sha256"):
-        raise InputError(
-            f"{folder} is not the base that {run} was trained on (its digest is {identity[:12]}, expected "
-            f"{str(trained_on.get('sha256'))[:12]}): give the original with --base."
-        )
-    return Source(run / "adapter", folder, identity, True, manifest.get("method"))
+    folder = _model_folder(base or trained_on.get("path"), run)
+    identity = str(trained_on.get("sha256"))
+    if base and _is_quantised(trained_on.get("path")):
+        console.print(f"{run} was trained on a quantised base: {folder} is taken as what that was made from.")
+        return Source(run / "adapter", 1.0, None, manifest.get("method"), manifest), folder
+    return Source(run / "adapter", 1.0, identity, manifest.get("method"), manifest), folder
 
 
-def _bare(adapter: Path, base: Path | None) -> Source:
-    folder = _base_folder(base or read_json(adapter / CONFIG).get("base_model_name_or_path"), adapter)
+def _bare(adapter: Path, base: Path | None) -> tuple[Source, Path]:
+    folder = _model_folder(base or read_json(adapter / CONFIG).get("base_model_name_or_path"), adapter)
     console.print(
         f"{adapter} does not record its base's digest: that {folder} is the right one is not checked.", soft_wrap=True
     )
-    return Source(adapter, folder, model_identity(folder), False, None)
+    return Source(adapter, 1.0, None, None, {}), folder
+
+
+def _is_quantised(folder: str | None) -> bool:
+    path = Path(folder or "") / "config.json"
+    return bool(folder) and path.is_file() and quantisation(read_json(path)) is not None
+
+
+def _model_folder(name: Path | str | None, owner: Path) -> Path:
+    folder = _base_folder(name, owner)
+    if not (folder / "config.json").is_file():
+        raise MissingFileError(f"{folder} is not a model folder: it has no config.json; give the base with --base.")
+    return folder
 
 
 def _base_folder(name: Path | str | None, owner: Path) -> Path:

@@ -1,8 +1,6 @@
 """A model under comparison: loaded with its processor, asked probes, one at a time in memory."""
 
 import gc
-import json
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from imod_core.errors import InputError, MissingFileError
 from imod_core.media import SAMPLE_RATE
 from imod_core.modality import boundary_token_ids
 from imod_export.probes import MEDIA, Probe
+from imod_export.tensors import read_json
 
 NEW_TOKENS = 12
 """Greedy tokens a probe."""
@@ -32,6 +31,8 @@ class Prompt:
 
     inputs: dict[str, torch.Tensor]
     """`input_ids (1, L)` among them."""
+    text: str
+    """As the chat template renders it, placeholders not yet expanded."""
 
     @property
     def ids(self) -> list[int]:
@@ -59,7 +60,7 @@ class Subject:
         batch = self.processor(text=[text], return_tensors="pt", **media)
         device, dtype = self.model.device, self.model.dtype
         tensors = {k: v.to(device) for k, v in batch.items() if isinstance(v, torch.Tensor)}
-        return Prompt({k: v.to(dtype) if v.is_floating_point() else v for k, v in tensors.items()})
+        return Prompt({k: v.to(dtype) if v.is_floating_point() else v for k, v in tensors.items()}, text)
 
     @torch.inference_mode()
     def greedy(self, prompt: Prompt) -> list[int]:
@@ -68,7 +69,8 @@ class Subject:
             **prompt.inputs,
             max_new_tokens=NEW_TOKENS,
             do_sample=False,
-            suppress_tokens=placeholder_ids(self.model.config),
+            repetition_penalty=1.0,
+            suppress_tokens=placeholder_ids(self.model.config.to_dict()),
         )
         return output[0, len(prompt.ids) :].tolist()
 
@@ -90,17 +92,23 @@ class Subject:
         return output.logits[0, -POSITIONS:].float().cpu()
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json."""
+    return read_json(folder / "config.json")
+
+
 def modalities(folder: Path) -> set[str]:
-    """Media that the model takes, as its configuration's placeholders and its processor's parts tell."""
-    config = json.loads((folder / "config.json").read_text())
+    """Media that the model takes, as its configuration's placeholders tell."""
+    config = read_config(folder)
     core = config.get("thinker_config", config)
     return {m for m in MEDIA if {f"{m}_token_id", f"{m}_token_index"} & core.keys()}
 
 
-def placeholder_ids(config: Any) -> list[int] | None:
+def placeholder_ids(config: dict[str, Any]) -> list[int] | None:
     """Token ids that stand for media or frame them."""
+    core = config.get("thinker_config", config)
     names = [f"{m}_token_{end}" for m in MEDIA for end in ("id", "index")]
-    ids = [getattr(config, name, None) for name in names] + list(getattr(config, "boundary_token_ids", None) or [])
+    ids = [core.get(name) for name in names] + list(core.get("boundary_token_ids") or [])
     return sorted({i for i in (*ids, *boundary_token_ids(config)) if isinstance(i, int)}) or None
 
 
@@ -120,7 +128,7 @@ def load_processor(folder: Path) -> Any:
         return AutoProcessor.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
         raise MissingFileError(
-            f"{folder} has no processor that loads ({_first_line(error)}): complete it first."
+            f"{folder} has no processor that loads ({first_line(error)}): complete it first."
         ) from None
 
 
@@ -130,7 +138,7 @@ def load_model(folder: Path, stored: str, arithmetic: str) -> Any:
     Raises:
         InputError: transformers does not load it.
     """
-    config = json.loads((folder / "config.json").read_text())
+    config = read_config(folder)
     kind = AutoModelForImageTextToText if _is_multimodal(config) else AutoModelForCausalLM
     if not console.is_terminal:
         logging.disable_progress_bar()
@@ -138,34 +146,12 @@ def load_model(folder: Path, stored: str, arithmetic: str) -> Any:
         model: Any = kind.from_pretrained(folder, dtype=getattr(torch, stored))
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise InputError(
-            f"{folder} does not load in transformers ({_first_line(error)}): to merge all the same, give --no-parity."
+            f"{folder} does not load in transformers ({first_line(error)}): to merge all the same, give --no-parity."
         ) from None
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if arithmetic != stored:  # a cast to the dtype it was loaded in would round its float32 buffers
         model = model.to(getattr(torch, arithmetic))
     return model.to(device).eval()
-
-
-def attach_adapter(model: Any, adapter: Path) -> Any:
-    """`model` with the adapter attached by PEFT itself.
-
-    Raises:
-        InputError: PEFT refuses it or finds weights of it missing.
-    """
-    from peft import PeftModel
-
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        try:
-            attached = PeftModel.from_pretrained(model, adapter)
-        except (ValueError, RuntimeError, KeyError, TypeError) as error:
-            raise InputError(f"PEFT cannot attach {adapter} to its base ({_first_line(error)}).") from None
-    if any("missing adapter keys" in str(w.message) for w in caught):
-        raise InputError(
-            f"PEFT finds none or not all of {adapter} by the names of this transformers version: "
-            "compare under the version it was trained with, or merge with --no-parity."
-        )
-    return attached.eval()
 
 
 def release_memory() -> None:
@@ -179,5 +165,5 @@ def _is_multimodal(config: dict) -> bool:
     return config.get("model_type") in (*MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, "avt")
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0] or type(error).__name__

@@ -51,6 +51,13 @@ ONNX_PART = {"fp32": 1e-4, "fp16": 2e-2, "int8": 5e-2, "q4": 5e-1}
 ONNX_WEIGHT = {"int8": 1e-2, "q4": 1.2e-1}
 """RMS error of a weight over its RMS: rounding in blocks of 32 makes 5e-3 and 8e-2 of normally distributed ones."""
 
+STOCHASTIC = {
+    "float32": ARITHMETIC["float32"],
+    "bfloat16": Tolerance(1.2e-1, 4e-2, 4e-1, "stochastic rounding to 8 bits: twice the noise of rounding to nearest"),
+    "float16": Tolerance(2e-2, 2e-3, 1e-1, "stochastic rounding to 11 bits: twice the noise of rounding to nearest"),
+}
+"""As `ROUNDING`, where the merged weights were rounded by chance."""
+
 EFFECT_SHARE = 0.5
 """The merge may miss the adapter by at most this share of what the adapter does to the logits: at 1 it is as far away
 as the base. It sees a wrong scale where an adapter's whole effect lies below a dtype's tolerance."""

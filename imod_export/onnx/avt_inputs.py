@@ -70,10 +70,10 @@ class AvtInputs:
         return grid.transpose(0, 2, 1, 3, 4).reshape(-1, width)
 
     def _windows(self, sound: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-        """Consecutive windows, or evenly spaced ones where the sound is longer than the limit."""
+        """As the processor cuts: consecutive windows, or evenly spaced ones beyond the limit."""
         size = int(self.settings["audio_window_seconds"] * self.rate)
-        limit = self.settings["max_audio_windows"]
-        wanted = max(1, -(-len(sound) // size))
+        limit, span = self.settings["max_audio_windows"], size // self.settings["audio_window_tokens"]
+        wanted = max(1, -((span - len(sound)) // size))
         if wanted <= limit:
             return [sound[i * size : (i + 1) * size] for i in range(wanted)]
         return [sound[start : start + size] for start in np.linspace(0, len(sound) - size, limit).astype(int)]

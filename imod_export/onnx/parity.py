@@ -197,7 +197,7 @@ def _ask_transformers(model: Path, probes: list[Probe]) -> tuple[dict[str, _Refe
         embeds = _embeds(subject.model, [*prompt.ids, *answer], features)
         logits = subject.logits(prompt, answer)
         found[probe.name] = _Reference(prompt.ids, answer, subject.text(answer), logits, features, embeds)
-    return found, placeholder_ids(subject.model.config) or []
+    return found, placeholder_ids(subject.model.config.to_dict()) or []
 
 
 def _features(model: Any, kind: str, inputs: dict[str, torch.Tensor]) -> NDArray[np.float32]:

@@ -75,7 +75,8 @@ def test_the_manifest_names_base_adapter_method_and_every_file(base, merged, run
     assert manifest["method"] == "imod"
     assert manifest["base"] == {"path": str(base), "sha256": run["base"]["sha256"], "verified": True}
     assert manifest["adapter"]["weights_sha256"] == run["files"]["adapter/adapter_model.safetensors"]
-    assert manifest["merged"] == {"lora": 21, "saved": 16, "untouched": 70, "dtype": "float32"}
+    counts = {"lora": 21, "saved": 16, "untouched": 70}
+    assert manifest["merged"] == {**counts, "dtype": "float32", "rounding": "nearest"}
     assert manifest["parity"]["passed"]
     assert {"model.safetensors", "parity/parity.json", "parity/parity.html"} <= manifest["files"].keys()
 
@@ -156,12 +157,14 @@ def test_the_header_written_for_another_dtype_is_read_by_the_formats_own_reader(
 
 def test_pickles_of_the_base_stay_behind(base, adapter, tmp_path):
     shutil.copytree(base, tmp_path / "base")
-    (tmp_path / "base" / "spk_dict.pt").write_bytes(b"x")
+    (tmp_path / "base" / "spk_dict.pt").write_bytes(b"voices that transformers asks for")
+    (tmp_path / "base" / "optimizer.pt").write_bytes(b"x")
     (tmp_path / "base" / "onnx").mkdir()
     (tmp_path / "base" / "onnx" / "decoder.onnx").write_bytes(b"x")
     (tmp_path / "base" / "more").mkdir()
     (tmp_path / "base" / "more" / "notes.txt").write_text("kept")
     out = export(adapter, tmp_path / "out", tmp_path / "base", NO_PARITY)
     assert (out / "more" / "notes.txt").read_text() == "kept"
-    assert not (out / "spk_dict.pt").exists()
+    assert (out / "spk_dict.pt").exists()
+    assert not (out / "optimizer.pt").exists()
     assert not (out / "onnx").exists()

@@ -175,7 +175,7 @@ def test_ids_positions_media_and_greedy_answers_equal_transformers(runtime, subj
         second_per_grids=inputs.get("video_second_per_grid", torch.ones(1)),
     )
     np.testing.assert_array_equal(prompt.positions, positions[:, 0].numpy())
-    suppress = placeholder_ids(subject.model.config)
+    suppress = placeholder_ids(subject.model.config.to_dict())
     wanted, found = subject.greedy(reference), runtime.greedy(prompt, 12, suppress)
     assert same_greedy(wanted, found, subject.logits(reference, wanted), ONNX["fp32"])
 

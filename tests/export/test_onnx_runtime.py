@@ -56,7 +56,7 @@ def probes_of(kind, count=PROBES_OF_A_KIND):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_greedy_answers_equal_transformers_on_twenty_probes_of_each_kind(runtime, subject, kind):
-    suppress = placeholder_ids(subject.model.config)
+    suppress = placeholder_ids(subject.model.config.to_dict())
     answers = set()
     for probe in probes_of(kind):
         prompt, reference = runtime.prompt(probe.messages, probe.media), subject.prompt(probe)

@@ -3,10 +3,6 @@
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import torch
@@ -227,29 +223,13 @@ def test_a_full_disk_is_noticed_before_the_merge(place, run_folder, monkeypatch)
 
 
 def test_a_disk_that_fills_up_during_the_merge_leaves_nothing(place, run_folder, monkeypatch):
-    import imod_export.merge as merge
+    import imod_export.writer as writer
 
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(merge.os, "fsync", full)
+    monkeypatch.setattr(writer.os, "fsync", full)
     refused(run_export("--merge", run_folder, "--out", place / "target/out"), "No space left on device")
-
-
-def test_killed_in_the_middle_no_target_appears(tmp_path, run_folder):
-    command = [sys.executable, "-m", "imod_core.cli", "export", "--merge", run_folder, "--out", tmp_path / "out"]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 60
-        while not list(tmp_path.glob(".out.*/model.safetensors")) and time.monotonic() < deadline:
-            time.sleep(0.01)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert list(tmp_path.glob(".out.*/model.safetensors"))
-    assert not (tmp_path / "out").exists()
-    again = run_export("--merge", run_folder, "--out", tmp_path / "out", "--no-parity")
-    assert again.exit_code == 0
 
 
 def test_planning_reads_headers_only(base, adapter, monkeypatch):

@@ -151,6 +151,17 @@ def test_imod_ask_prints_the_served_answer(server, client, media, monkeypatch):
     assert json.loads(muted.stdout)["prompt_tokens"] < answer["prompt_tokens"]
 
 
+def test_the_server_is_a_link_of_the_parity_chain(server, base, monkeypatch):
+    """Chat template, decoding and sampling included: the folder over HTTP is the folder in transformers."""
+    from imod_export.parity import Chain, check_parity
+
+    monkeypatch.setenv("IMOD_API_KEY", API_KEY)
+    report = check_parity(Chain(base, "float32", against=(server.url,)))
+    assert report.passed, report.faults
+    assert [p.name for p in report.probes] == ["text", "image", "audio", "video", "image+audio", "video+audio"]
+    assert sum(c.link.endswith(server.url) for c in report.controls) == 7
+
+
 def test_a_timeout_is_one_sentence(server):
     with pytest.raises(ImodError, match="did not answer within"):
         Client(server.url, "tiny", API_KEY, timeout=0.001).ask(QUESTION)
