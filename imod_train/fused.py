@@ -11,7 +11,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from peft.tuners.lora import Linear as LoraLinear
-from peft.tuners.lora import LoraLayer
 from torch import nn
 from torch.autograd.function import once_differentiable
 
@@ -28,9 +27,10 @@ class FusedLoraLinear(LoraLinear):
     """
 
     fused_adapter: str
+    base_layer: nn.Linear
 
     @classmethod
-    def adopt(cls, layer: LoraLayer, adapter_name: str) -> "FusedLoraLinear | None":
+    def adopt(cls, layer: nn.Module, adapter_name: str) -> "FusedLoraLinear | None":
         """Turn PEFT's layer into this class, or return None where it is another class (quantised, for example)."""
         if type(layer) is not LoraLinear:
             return None
@@ -56,6 +56,7 @@ class FusedLoraLinear(LoraLinear):
     def _fused(self, x: torch.Tensor) -> torch.Tensor:
         name, base = self.fused_adapter, self.base_layer
         A, B, dropout = self.lora_A[name], self.lora_B[name], self.lora_dropout[name]
+        assert isinstance(A, ImodLinear)
         dropped = None if isinstance(dropout, nn.Identity) else dropout(x)
         return FusedLora.apply(
             x, dropped, base.weight, base.bias, A.weight, B.weight, self.scaling[name], A, A.batch_of(x)

@@ -89,7 +89,8 @@ def _together(task: torch.Tensor, rows: Rows, X: torch.Tensor, masks: torch.Tens
     """The gradient, (r, d), from one product of 3r rows."""
     stacked = torch.cat([rows.exclusive, rows.shared.unsqueeze(1)], 1)
     stacked += (task if rows.all is None else task + rows.all).unsqueeze(1)
-    return _select(*_product(stacked, X), masks)
+    text, other, shared = _product(stacked, X)
+    return _select(text, other, shared, masks)
 
 
 def _apart(
@@ -101,8 +102,8 @@ def _apart(
     """
     wide = rows.shared.dtype
     others = (rows.shared,) if rows.all is None else (rows.shared, rows.all)
-    stacked = torch.cat([task.unsqueeze(1), rows.exclusive, *(row.unsqueeze(1) for row in others)], 1)
-    of_task, text, other, shared, *common = _product(stacked.to(X.dtype), X)
+    stacked = torch.cat([row.to(X.dtype) for row in (task.unsqueeze(1), rows.exclusive, torch.stack(others, 1))], 1)
+    of_task, text, other, shared, *common = _product(stacked, X)
     of_task = of_task.to(wide)
     if relative is not None:
         text, other, shared, masks = (part.to(wide) for part in (text, other, shared, masks))
