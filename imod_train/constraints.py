@@ -57,8 +57,9 @@ def maac_gradient(A: torch.Tensor, partition: torch.Tensor, X_t: torch.Tensor, X
 
 
 def msdc_rows(projected: Projected, weights: TokenWeights) -> torch.Tensor:
-    """Token rows of Eq. 17 for M_t and M_o, (B, L, 2, r): a block's projections of the tokens it is foreign to."""
-    return projected.exclusive * weights.foreign
+    """Token rows of Eq. 17 for M_t and M_o, (B, L, 2, r): a block's projections of the tokens it is foreign to, in
+    their dtype."""
+    return projected.exclusive * weights.foreign.to(projected.exclusive.dtype)
 
 
 def energy_rows(projected: Projected, weights: TokenWeights) -> tuple[torch.Tensor, torch.Tensor]:

@@ -6,7 +6,7 @@ Aᵀ and the weights. Equal to PEFT's own way up to rounding. Letters: `N` token
 out-features, `r` rank.
 """
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,7 @@ class FusedLoraLinear(LoraLinear):
     """
 
     fused_adapter: str
+    base_layer: nn.Linear
 
     @classmethod
     def adopt(cls, layer: nn.Module, adapter_name: str) -> "FusedLoraLinear | None":
@@ -54,7 +55,8 @@ class FusedLoraLinear(LoraLinear):
 
     def _fused(self, x: torch.Tensor) -> torch.Tensor:
         name, base = self.fused_adapter, self.base_layer
-        A, B, dropout = cast(ImodLinear, self.lora_A[name]), self.lora_B[name], self.lora_dropout[name]
+        A, B, dropout = self.lora_A[name], self.lora_B[name], self.lora_dropout[name]
+        assert isinstance(A, ImodLinear)
         dropped = None if isinstance(dropout, nn.Identity) else dropout(x)
         return FusedLora.apply(
             x, dropped, base.weight, base.bias, A.weight, B.weight, self.scaling[name], A, A.batch_of(x)

@@ -102,8 +102,8 @@ def _apart(
     """
     wide = rows.shared.dtype
     others = (rows.shared,) if rows.all is None else (rows.shared, rows.all)
-    stacked = torch.cat([task.unsqueeze(1), rows.exclusive, *(row.unsqueeze(1) for row in others)], 1)
-    of_task, text, other, shared, *common = _product(stacked.to(X.dtype), X)
+    stacked = torch.cat([row.to(X.dtype) for row in (task.unsqueeze(1), rows.exclusive, torch.stack(others, 1))], 1)
+    of_task, text, other, shared, *common = _product(stacked, X)
     of_task = of_task.to(wide)
     if relative is not None:
         text, other, shared, masks = (part.to(wide) for part in (text, other, shared, masks))

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
@@ -34,6 +34,13 @@ def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return found
 
 
+def shard(model: torch.nn.Module, mesh: DeviceMesh) -> None:
+    """FSDP2 over the layers and what is around them."""
+    for layer in model.get_base_model().model.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
 def main() -> None:
     """Each process has rows of its own; both wrappers average over the processes."""
     folder, rank = Path(sys.argv[1]), int(sys.argv[2])
@@ -42,17 +49,16 @@ def main() -> None:
     taken, forward = [], FusedLora.forward
     FusedLora.forward = staticmethod(lambda *args: (taken.append(1), forward(*args))[1])
     results = {}
-    for kind in ("ddp", "fsdp"):
+    mesh = init_device_mesh("cpu", (WORLD,))
+    for kind in ("ddp", "fsdp", "fsdp_first"):
         taken.clear()
         model = make_lora()
+        if kind == "fsdp_first":
+            shard(model, mesh)
         handle = attach(model, ImodConfig(lambda1=1.0, lambda2=1.0))
-        if kind == "ddp":
-            wrapped = DistributedDataParallel(model)
-        else:
-            mesh = init_device_mesh("cpu", (WORLD,))
-            for layer in model.get_base_model().model.layers:
-                fully_shard(layer, mesh=mesh)
-            wrapped = fully_shard(model, mesh=mesh)
+        if kind == "fsdp":
+            shard(model, mesh)
+        wrapped = DistributedDataParallel(model) if kind == "ddp" else model
         wrapped(**make_inputs(seed=rank)).loss.backward()
         results |= {f"{kind}/{name}": gradient for name, gradient in gradients(wrapped).items()}
         assert len(taken) == len(handle.modules), f"{kind}: {len(taken)} of {len(handle.modules)} on the short way"

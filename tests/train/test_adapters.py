@@ -3,6 +3,7 @@
 import pytest
 import torch
 from peft import LoraConfig, PeftModel
+from peft.tuners.lora import LoraLayer
 
 from imod_core.errors import InputError
 from imod_train import ImodConfig, attach
@@ -80,7 +81,10 @@ def test_a_layer_of_bitsandbytes_is_injected(tiny):
                     quantised.load_state_dict(child.state_dict())
                     setattr(parent, name, quantised.to("cpu"))
     base.is_loaded_in_4bit = True
-    added, _ = injected(tiny, tiny.make_lora(base=base))
+    model = tiny.make_lora(base=base)
+    layers = {type(layer).__name__ for layer in model.modules() if isinstance(layer, LoraLayer)}
+    assert layers == {"Linear4bit"}
+    added, _ = injected(tiny, model)
     assert all(torch.isfinite(gradient).all() and gradient.norm() > 0 for gradient in added.values())
 
 

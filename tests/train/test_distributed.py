@@ -16,7 +16,7 @@ FLOAT32 = 2e-5
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """The gradients of two processes with a batch each, under DDP and under FSDP2."""
+    """The gradients of two processes with a batch each, under DDP, and under FSDP2 put on after IMoD and before it."""
     folder = tmp_path_factory.mktemp("distributed")
     script = Path(__file__).parent / "run_distributed.py"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -35,9 +35,9 @@ def found(tmp_path_factory):
     return load_file(folder / "gradients.safetensors")
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+@pytest.mark.parametrize("kind", ["ddp", "fsdp", "fsdp_first"])
 def test_two_processes_average_their_gradients_constraints_included(tiny, found, kind):
-    here = {name.removeprefix(f"{kind}/"): g for name, g in found.items() if name.startswith(kind)}
+    here = {name.removeprefix(f"{kind}/"): g for name, g in found.items() if name.startswith(f"{kind}/")}
     model = tiny.make_lora()
     lora = [dict.__or__(*tiny.step_gradients(model, tiny.make_inputs(seed=rank))) for rank in range(2)]
     attach(model, ImodConfig(lambda1=1.0, lambda2=1.0))
