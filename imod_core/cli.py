@@ -16,11 +16,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "base": ("imod_core.base_cli:base", "Build a composed audio-visual-text base model."),
     "data": ("imod_core.data_cli:data", "Render the embedded scenes, convert other datasets."),
     "train": ("imod_train.cli:train", "Train a LoRA or IMoD adapter from a recipe."),
-    "export": ("imod_export.cli:export", "Merge an adapter into its base, with a parity report."),
-    "parity": ("imod_export.cli:parity", "Compare a merged folder with its adapter, and with vLLM."),
+    "export": ("imod_export.cli:export", "Merge an adapter into its base, as ONNX too, with a parity report."),
+    "parity": ("imod_export.cli:parity", "Compare a merged folder with its adapter, ONNX graphs and vLLM."),
     "doctor": ("imod_export.doctor.cli:doctor", "Look over a model or adapter folder before it is served."),
     "serve": ("imod_serve.cli:serve", "Serve a merged folder with vLLM."),
-    "ask": ("imod_serve.cli:ask", "Ask a running server about a picture, a sound or a clip."),
+    "ask": ("imod_serve.cli:ask", "Ask a server or a folder about a picture, a sound or a clip."),
     "eval": ("imod_eval.cli:evaluate", "Predict on a sample file and score the answers."),
 }
 
@@ -34,6 +34,11 @@ EXTRA_OF = {
     "gguf": "train",
     "vllm": "serve",
     "openai": "client",
+    "onnx": "export",
+    "onnxscript": "export",
+    "onnxruntime": "onnx",
+    "tokenizers": "onnx",
+    "jinja2": "onnx",
     "resvg_py": "scenes",
     "midirenderer": "scenes",
 }

@@ -40,7 +40,7 @@ ONNX = {
     "fp16": Tolerance(
         5e-2, 1e-2, 2e-1, "11 bits in every product and the cache; seen up to 1.4e-2 relative, 6e-4 nats"
     ),
-    "int8": Tolerance(4e-1, 8e-1, 2.0, "weights and activations of 8 bits in blocks of 32; seen up to 0.14, 0.2 nats"),
+    "int8": Tolerance(4e-1, 8e-1, 2.0, "weights and activations of 8 bits in blocks of 32; seen up to 0.14, 0.3 nats"),
     "q4": Tolerance(1.3, 1e1, 8.0, "4 bits change what a small model says: seen up to 1.1, 4 nats; other models: 1.4"),
 }
 """transformers in float32 against the ONNX graphs of each form, by the logits."""

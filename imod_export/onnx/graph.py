@@ -43,6 +43,7 @@ def trace(component: Component) -> ir.Model:
     model = program.model
     if component.name == DECODER:
         _keep_last(model)
+    _divide(model)
     _tidy(model)
     return model
 
@@ -99,6 +100,21 @@ def _keep_last(model: ir.Model) -> None:
     logits = model.graph.outputs[0]
     assert logits.shape is not None
     logits.shape = ir.Shape([logits.shape[0], "num_logits", logits.shape[2]])
+
+
+def _divide(model: ir.Model) -> None:
+    """`x · (1 / y)` to `x / y`, the form of a norm that onnxruntime knows and runs as one operator."""
+    for node in list(model.graph):
+        for place in (0, 1) if node.op_type == "Mul" else ():
+            factor = node.inputs[place]
+            inverse = factor.producer() if factor is not None else None
+            if inverse is not None and inverse.op_type == "Reciprocal":
+                quotient = ir.node("Div", [node.inputs[1 - place], inverse.inputs[0]], name=node.name)
+                quotient.outputs[0].type, quotient.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
+                model.graph.insert_before(node, quotient)
+                ir.convenience.replace_all_uses_with(node.outputs[0], quotient.outputs[0], replace_graph_outputs=True)
+                model.graph.remove(node, safe=True)
+                break
 
 
 def _tidy(model: ir.Model) -> None:

@@ -82,15 +82,15 @@ def to_blocks(model: ModelProto, bits: int) -> ModelProto:
 
 
 def precise_nodes(graph: GraphProto) -> list[NodeProto]:
-    """What must stay float32: all that leads to the angles of rotary positions, and the norms from square to root."""
+    """What must stay float32: all that leads to rotary angles, and norms from the square to the quotient."""
     made = {name: node for node in graph.node for name in node.output}
     kept: dict[str, NodeProto] = {}
     for node in graph.node:
         if node.op_type in PRECISE:
             _keep(node, made, kept, PRECISE[node.op_type])
     roots = {node.output[0] for node in kept.values() if node.op_type == "Sqrt"}
-    inverses = [node for node in graph.node if node.op_type == "Reciprocal" and node.input[0] in roots]
-    return [*kept.values(), *inverses]
+    quotients = [node for node in graph.node if node.op_type == "Div" and node.input[1] in roots]
+    return [*kept.values(), *quotients]
 
 
 def _keep(node: NodeProto, made: dict[str, NodeProto], kept: dict[str, NodeProto], steps: int) -> None:

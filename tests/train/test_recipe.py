@@ -95,4 +95,4 @@ def test_what_is_no_recipe_is_refused(tmp_path: Path, text: str) -> None:
 def test_the_embedded_recipe_is_valid() -> None:
     recipe = read_recipe(RECIPE)
     assert recipe.method == "imod"
-    assert [stage.name for stage in recipe.stages] == ["words", "align", "tune"]
+    assert [stage.name for stage in recipe.stages] == ["words", "tune"]
