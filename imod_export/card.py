@@ -54,8 +54,13 @@ def _how(sources: Sources, facts: dict[str, Any]) -> str:
     return (
         f"Made with imod-lora {__version__}: {merged['lora']} low-rank updates `W + s·BA` added{shares} in float32, "
         f"{merged['saved']} tensors replaced, {merged['untouched']} left byte for byte as in the base "
-        f"(sha256 {facts['base']['sha256'][:16]}…). Weights are stored as {merged['dtype']}."
+        f"({_digest(facts['base'])}). Weights are stored as {merged['dtype']}."
     )
+
+
+def _digest(base: dict[str, Any]) -> str:
+    whole = base["sha256"]
+    return f"sha256 {whole[:16]}…" if whole else f"sha256 of its headers {base['headers_sha256'][:16]}…"
 
 
 def _training(source: Source) -> str:

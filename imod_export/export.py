@@ -180,11 +180,16 @@ def _finish(
     write_manifest(work.folder, "export", digests, **facts, parity=verdict)
 
 
-def _facts(sources: Sources, plan: MergePlan, settings: ExportSettings, identity: str) -> dict[str, Any]:
+def _facts(sources: Sources, plan: MergePlan, settings: ExportSettings, identity: str | None) -> dict[str, Any]:
     low_rank = sum(bool(change.updates) for change in plan.changes.values())
     return {
         "method": sources.method,
-        "base": {"path": str(sources.base), "sha256": identity, "verified": sources.verified},
+        "base": {
+            "path": str(sources.base),
+            "sha256": identity,
+            "headers_sha256": _headers_digest(plan),
+            "verified": sources.verified,
+        },
         "adapter": _adapter_facts(sources)[0],
         **({"adapters": _adapter_facts(sources)} if len(sources.adapters) > 1 else {}),
         "merged": {
@@ -196,6 +201,11 @@ def _facts(sources: Sources, plan: MergePlan, settings: ExportSettings, identity
             **({"seed": settings.seed} if settings.rounding == "stochastic" else {}),
         },
     }
+
+
+def _headers_digest(plan: MergePlan) -> str:
+    """Of the base's names, shapes and dtypes: cheap, and enough to see that another base was meant."""
+    return hashlib.sha256(b"".join(shard.header for shard in plan.checkpoint.shards)).hexdigest()
 
 
 def _adapter_facts(sources: Sources) -> list[dict[str, Any]]:

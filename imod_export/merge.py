@@ -22,10 +22,10 @@ from imod_export.tensors import DTYPES, INDEX, ITEM_BYTES, TensorInfo
 from imod_export.work import Work
 from imod_export.writer import HashedWriter
 
-BLOCK_BYTES = 1 << 22
-"""Of one block in float32; a few such blocks are the peak of memory, besides one adapter pair."""
-COST_ROWS = 1024
-"""Rows of a weight, evenly over it, on which the cost of rounding is measured."""
+BLOCK_BYTES = 1 << 19
+"""Of one block in float32, so that it stays in a core's cache from reading to casting."""
+COST_BLOCKS = 4
+"""At least so many blocks, evenly over a weight, are looked at for what rounding costs; of small weights all."""
 TORCH_DTYPES = {name: getattr(torch, kind) for kind, name in DTYPES.items()}
 
 
@@ -91,23 +91,18 @@ def _blocks(
         return
     dtype, low_rank = TORCH_DTYPES[output.dtype], LowRank(change.updates) if change and change.updates else None
     generator, cost = rounding.generator(output.name) if low_rank else None, RoundingCost(output.name)
-    step = cost_step(output.source)
-    for first, rows in base_blocks(output.source, change, source):
+    step = max(1, 4 * output.source.nbytes // (ITEM_BYTES[output.source.dtype] * BLOCK_BYTES * COST_BLOCKS))
+    for number, (first, rows) in enumerate(base_blocks(output.source, change, source)):
         if low_rank is None:
             yield _to_bytes(_cast(rows, output.name, dtype, generator))
             continue
-        sampled = slice(-first % step, None, step)
-        before, update = rows[sampled].clone(), low_rank.update(first, len(rows), sampled)
+        before = rows.clone() if number % step == 0 else None
         stored = _cast(low_rank.add_to(rows, first), output.name, dtype, generator)
-        cost.add(before, update, stored[sampled])
+        if before is not None:
+            cost.add(before, low_rank.add_to(torch.zeros_like(before), first), stored)
         yield _to_bytes(stored)
     if low_rank:
         costs.append(cost)
-
-
-def cost_step(info: TensorInfo) -> int:
-    """Every how many rows what rounding costs is looked at: all rows of small weights, a thousand of large ones."""
-    return max(1, info.shape[0] // COST_ROWS) if info.shape else 1
 
 
 class LowRank:
@@ -124,16 +119,6 @@ class LowRank:
                 part = left[begin - update.first : end - update.first]
                 rows[begin - first : end - first].addmm_(part, right, alpha=update.scale)
         return rows
-
-    def update(self, first: int, count: int, chosen: slice = slice(None)) -> torch.Tensor:
-        """The update of the chosen ones of `count` rows from `first`, alone."""
-        columns = self.factors[0][2].shape[1]
-        total = torch.zeros(len(range(count)[chosen]), columns)
-        places = torch.arange(first, first + count)[chosen]
-        for update, left, right in self.factors:
-            hit = (places >= update.first) & (places < update.first + update.count)
-            total[hit] += (left[places[hit] - update.first] @ right) * update.scale
-        return total
 
 
 def base_blocks(info: TensorInfo, change: Change | None, source: BinaryIO) -> Iterator[tuple[int, torch.Tensor]]:

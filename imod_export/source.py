@@ -59,10 +59,14 @@ class Sources:
 
 
 class Identity:
-    """A base's identity, found beside other work: hashing a large base takes as long as copying it."""
+    """A base's identity, found beside other work: hashing a large base takes as long as copying it.
+
+    Only where an adapter recorded its base's is there anything to compare it with; elsewhere it is not looked for.
+    """
 
     def __init__(self, sources: Sources):
-        self.sources, self._found = sources, ""
+        self.sources = sources
+        self._found: str | None = None
         self._error: ImodError | OSError | None = None
         self._thread = Thread(target=self._find, daemon=True)
         self._thread.start()
@@ -72,15 +76,18 @@ class Identity:
         if not self._thread.is_alive():
             self.get()
 
-    def get(self) -> str:
-        """Wait for the identity and check it."""
+    def get(self) -> str | None:
+        """Wait for the identity and check it; None where no adapter recorded one."""
         self._thread.join()
         if self._error:
             raise self._error
-        self.sources.check(self._found)
+        if self._found:
+            self.sources.check(self._found)
         return self._found
 
     def _find(self) -> None:
+        if not any(source.trained_on for source in self.sources.adapters):
+            return
         try:
             self._found = model_identity(self.sources.base)
         except (ImodError, OSError) as error:

@@ -83,7 +83,7 @@ def _residual(output: Output, change: Change | None, info: TensorInfo) -> Residu
     limits = torch.finfo(TORCH_DTYPES[info.dtype])
     with output.source.path.open("rb") as base, info.path.open("rb") as merged:
         for first, weight in base_blocks(output.source, change, base):
-            update = low_rank.update(first, len(weight)) if low_rank else None
+            update = low_rank.add_to(torch.zeros_like(weight), first) if low_rank else None
             found = read_values(merged, info, first * weight.shape[1], weight.numel()).float().view_as(weight)
             size = weight.abs() if update is None else torch.maximum(weight.abs(), update.abs())
             left = found - weight if update is None else (found - update) - weight
