@@ -3,6 +3,7 @@
 Letters: `K` compared positions, `V` vocabulary; `z (K, V)` the reference's logits, `y` the other's.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -56,6 +57,16 @@ def distance(z: torch.Tensor, y: torch.Tensor, tolerance: Tolerance, ids: torch.
         near_ties=int((~decided).sum()),
         positions=len(z),
     )
+
+
+def faults_of(found: Distance, tolerance: Tolerance) -> Iterator[str]:
+    """What of a distance is more than `tolerance` allows, a few words each."""
+    if found.relative > tolerance.relative:
+        yield f"relative logit error {found.relative:.1e}, allowed {tolerance.relative:.0e}"
+    if found.kl > tolerance.kl:
+        yield f"KL {found.kl:.1e}, allowed {tolerance.kl:.0e}"
+    if found.argmax_agreement < 1:
+        yield f"best token differs at {1 - found.argmax_agreement:.0%} of the decided positions"
 
 
 def margins(z: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ import torch
 from imod_core.console import track
 from imod_core.errors import InputError
 from imod_export.attached import attach_adapters, scaled
-from imod_export.compare import Distance, common_prefix, distance, same_greedy
+from imod_export.compare import common_prefix, distance, faults_of, same_greedy
 from imod_export.controls import Variants, scale_controls, told_by_layers, without_sound
 from imod_export.layers import LayerError, Trace, compare_layers, trace
 from imod_export.links import Link, Question, Reply, make_link
@@ -196,7 +196,7 @@ def _compare(
     found = distance(aligned(reference, reply), reply.logits, tolerance, reply.support)
     same_prompt = reply.ids is None or reply.ids == reference.ids
     faults = [] if same_prompt else ["the two made different token ids of the prompt"]
-    faults += _distance_faults(found, tolerance)
+    faults += faults_of(found, tolerance)
     if not same_greedy(reference.answer, reply.greedy, reference.logits, tolerance):
         faults.append("another greedy answer")
     prefix = common_prefix(reference.answer, reply.greedy)
@@ -238,15 +238,6 @@ def ask_link(
 
 def _question(probe: Probe, reference: _Reference) -> Question:
     return Question(probe, reference.text, reference.ids, reference.answer)
-
-
-def _distance_faults(found: Distance, tolerance: Tolerance) -> Iterator[str]:
-    if found.relative > tolerance.relative:
-        yield f"relative logit error {found.relative:.1e}, allowed {tolerance.relative:.0e}"
-    if found.kl > tolerance.kl:
-        yield f"KL {found.kl:.1e}, allowed {tolerance.kl:.0e}"
-    if found.argmax_agreement < 1:
-        yield f"best token differs at {1 - found.argmax_agreement:.0%} of the decided positions"
 
 
 def _base_control(probe: Probe, base: torch.Tensor, logits: torch.Tensor, result: ProbeResult) -> Control:

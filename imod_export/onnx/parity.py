@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from imod_core.console import track
 from imod_core.errors import InputError
 from imod_core.modality import media_token_ids
-from imod_export.compare import Distance, common_prefix, distance, same_greedy
+from imod_export.compare import Distance, common_prefix, distance, faults_of, same_greedy
 from imod_export.onnx.layout import AUDIO, DECODER, EMBED, FULL, VISION
 from imod_export.onnx.load import load_core
 from imod_export.onnx.prompt import Prompt
@@ -34,7 +34,7 @@ from imod_export.subject import (
     release_memory,
     sampling,
 )
-from imod_export.tolerances import ONNX, ONNX_PART, ONNX_WEIGHT, Tolerance
+from imod_export.tolerances import ONNX, ONNX_PART, ONNX_WEIGHT
 
 PARTS = {"image": VISION, "video": VISION, "audio": AUDIO}
 """The graph that encodes each kind of medium."""
@@ -230,21 +230,12 @@ def _ask_graphs(
     logits = torch.from_numpy(graphs.logits(prompt, reference.answer, POSITIONS))
     found = distance(reference.logits, logits, tolerance)
     faults = [] if same_prompt else ["the runtime made other token ids than the processor"]
-    faults += _distance_faults(found, tolerance)
+    faults += faults_of(found, tolerance)
     if not same_greedy(reference.answer, answer, reference.logits, tolerance):
         faults.append("another greedy answer")
     texts, prefix = (reference.text, graphs.text(answer)), common_prefix(reference.answer, answer)
     result = OnnxProbe(probe.name, variant, found, same_prompt, len(reference.answer), prefix, texts, tuple(faults))
     return result, logits
-
-
-def _distance_faults(found: Distance, tolerance: Tolerance) -> Iterator[str]:
-    if found.relative > tolerance.relative:
-        yield f"relative logit error {found.relative:.1e}, allowed {tolerance.relative:.0e}"
-    if found.kl > tolerance.kl:
-        yield f"KL {found.kl:.1e}, allowed {tolerance.kl:.0e}"
-    if found.argmax_agreement < 1:
-        yield f"best token differs at {1 - found.argmax_agreement:.0%} of the decided positions"
 
 
 def _parts(graphs: OnnxModel, prompt: Prompt, probe: Probe, reference: _Reference) -> Iterator[PartError]:
