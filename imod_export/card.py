@@ -51,9 +51,10 @@ def _how(sources: Sources, facts: dict[str, Any]) -> str:
     merged = facts["merged"]
     weights = [source.weight for source in sources.adapters]
     shares = f" with the weights {', '.join(f'{w:g}' for w in weights)}" if set(weights) != {1.0} else ""
+    untouched = f"{merged['untouched']} left {'as' if merged.get('cast') else 'byte for byte as'} in the base"
     return (
         f"Made with imod-lora {__version__}: {merged['lora']} low-rank updates `W + s·BA` added{shares} in float32, "
-        f"{merged['saved']} tensors replaced, {merged['untouched']} left byte for byte as in the base "
+        f"{merged['saved']} tensors replaced, {untouched} "
         f"({_digest(facts['base'])}). Weights are stored as {merged['dtype']}."
     )
 

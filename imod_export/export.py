@@ -198,6 +198,7 @@ def _facts(sources: Sources, plan: MergePlan, settings: ExportSettings, identity
             "untouched": len(plan.outputs) - len(plan.changes),
             "dtype": plan.stored_dtype,
             "rounding": settings.rounding,
+            **({"cast": True} if settings.dtype else {}),
             **({"seed": settings.seed} if settings.rounding == "stochastic" else {}),
         },
     }

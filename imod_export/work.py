@@ -47,11 +47,6 @@ class Work:
         self._journal["done"][name] = {"bytes": (self.folder / name).stat().st_size, **facts}
         write_json(self.place / JOURNAL, self._journal)
 
-    @property
-    def resumed(self) -> int:
-        """Files that are whole already."""
-        return sum(self.record(name) is not None for name in self._journal["done"])
-
 
 @contextmanager
 def work_on(out: Path, fingerprint: str) -> Iterator[Work]:
