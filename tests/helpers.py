@@ -1,6 +1,7 @@
 """Functions that tests of several packages call."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,11 @@ def imod(*words: Any, cwd: Path | None = None, **options: Any) -> subprocess.Com
     """Run the real command and wait for it."""
     command = [sys.executable, "-m", "imod_core.cli", *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, **options)
+
+
+def listen_to_interrupts() -> None:
+    """For `preexec_fn`: a process that a shell starts in its background ignores Ctrl-C, and so would its children."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Outcome(NamedTuple):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import soundfile
 from click.testing import CliRunner
+from helpers import listen_to_interrupts
 
 from imod_core.data_cli import data
 from imod_core.errors import InputError
@@ -136,7 +137,7 @@ def test_a_folder_with_something_else_is_refused(tmp_path: Path) -> None:
 def test_an_interrupt_leaves_nothing_behind(tmp_path: Path) -> None:
     arguments = ["data", "scenes", "--parts", "drawn", "--out", str(tmp_path / "set"), "--workers", "2"]
     command = [sys.executable, "-m", "imod_core.cli", *arguments]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True, preexec_fn=listen_to_interrupts)
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob(".set.partial/media/*.mp4")) and time.monotonic() < deadline:
         time.sleep(0.05)

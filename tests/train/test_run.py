@@ -14,7 +14,7 @@ import pytest
 import soundfile
 import torch
 import yaml
-from helpers import Outcome, call, imod, read_json
+from helpers import Outcome, call, imod, listen_to_interrupts, read_json
 from peft import PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, LlamaConfig, LlamaForCausalLM
@@ -102,7 +102,7 @@ def test_a_killed_run_resumes_to_the_same_adapter(recipe: Path, trained: Path, t
 def test_ctrl_c_ends_without_a_traceback_and_can_be_resumed(recipe: Path, tmp_path: Path) -> None:
     run = tmp_path / "interrupted"
     command = [sys.executable, "-m", "imod_core.cli", "train", str(recipe), "--out", str(run)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=listen_to_interrupts)
     wait_for(run / "checkpoints/tune/checkpoint-2/trainer_state.json", process)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
