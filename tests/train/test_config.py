@@ -39,6 +39,8 @@ def test_a_constraint_that_is_off_weighs_nothing():
         ("reduction", "sum"),
         ("msdc", 1),
         ("seed", 0.5),
+        ("warmup_steps", -1),
+        ("warmup_steps", True),
         ("media_token_ids", 3),
         ("ignored_token_ids", ["<pad>"]),
     ],
