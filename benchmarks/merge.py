@@ -4,8 +4,7 @@
 
 Generates a random Llama of `--gb` GB in bfloat16, in shards of 1 GB, and an adapter of rank 16 on all linears. Each way
 runs in a process of its own, in turn, and every file is synced to disk; seconds are whole processes, imports included,
-medians over the rounds. Memory is the largest resident size. It ends with 1 if the merge takes more than 1.5 times the
-copy or 1 GB, which is asked only of checkpoints of at least 4 GB: below, imports are most of it.
+medians over the rounds. Memory is the largest resident size. Below some GB imports are most of the time.
 """
 
 import argparse
@@ -31,9 +30,6 @@ LINEARS = {
     "self_attn.o_proj": (WIDTH, WIDTH), "mlp.gate_proj": (INNER, WIDTH), "mlp.up_proj": (INNER, WIDTH),
     "mlp.down_proj": (WIDTH, INNER),
 }  # fmt: skip
-LIMITS = {"time": 1.5, "memory": 10**9}
-FULL_SIZE = 4.0
-"""GB from which the limits are asked for."""
 
 COPY = """
 import os, shutil, sys
@@ -190,9 +186,6 @@ def main() -> None:
             print(f"{name:5} {seconds:7.1f} s {cpu:7.1f} s of CPU {peak / 1e6:8.0f} MB")
         print(f"merge / copy {result['imod/copy']:.2f}; PEFT / merge {result['peft/imod']:.2f} in time,")
         print(f"{result['peft/imod memory']:.1f} in memory ({result['bytes'] / 1e9:.1f} GB of weights)")
-    late, large = result["imod/copy"] > LIMITS["time"], result["peak_bytes"]["imod"] > LIMITS["memory"]
-    if options.gb >= FULL_SIZE and (late or large):
-        sys.exit(1)
 
 
 if __name__ == "__main__":
