@@ -40,7 +40,7 @@ def rehearse(base: Path, out: Path) -> dict[str, Any]:
     signals = handle.signals()
     handle.detach()
     with new_folder(out) as folder:
-        model.save_pretrained(folder, save_embedding_layers=False)
+        model.save_pretrained(str(folder), save_embedding_layers=False)
         again = PeftModel.from_pretrained(load_model(base, "float32", "float32"), folder)
         reload = {name: _difference(model, again, batch) for name, batch in batches.items()}
         found = {
