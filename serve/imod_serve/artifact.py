@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from imod_core.errors import InputError, MissingFileError
-
-MODALITIES = ("image", "audio", "video")
+from imod_core.modality import modalities
 
 
 @dataclass(frozen=True)
@@ -19,7 +18,7 @@ class Artifact:
     model_type: str
     """As in config.json, `avt` or any that transformers knows."""
     modalities: tuple[str, ...]
-    """Those of image, audio, video for which the configuration has a placeholder token."""
+    """Those of image, audio, video that the model takes."""
     max_positions: int | None
     """Longest prompt and answer that the language model was made for, in tokens."""
     dtype: str | None
@@ -46,7 +45,7 @@ def read_artifact(folder: Path | str) -> Artifact:
     return Artifact(
         folder=folder,
         model_type=config.get("model_type", "unknown"),
-        modalities=tuple(m for m in MODALITIES if {f"{m}_token_id", f"{m}_token_index"} & core.keys()),
+        modalities=modalities(config),
         max_positions=text.get("max_position_embeddings"),
         dtype=_first(config, core, text, keys=("dtype", "torch_dtype")),
         video_frames=_video_frames(folder),
