@@ -1,13 +1,13 @@
 """A model under comparison: loaded with its processor, asked probes, one at a time in memory."""
 
 import gc
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
-from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from transformers.utils import logging
 
 import imod_core.avt  # noqa: F401  (registers AVT with the Auto classes)
@@ -16,11 +16,15 @@ from imod_core.console import console
 from imod_core.errors import InputError, MissingFileError
 from imod_core.media import SAMPLE_RATE
 from imod_core.modality import boundary_token_ids
-from imod_export.probes import MEDIA, Probe
+from imod_core.positions import mend_video_positions
+from imod_core.sampling import FrameSampling, video_arguments
+from imod_export.probes import FRAMES, MEDIA, Probe
 from imod_export.tensors import read_json
 
 NEW_TOKENS = 12
 """Greedy tokens a probe."""
+WEAVE = "use_audio_in_video"
+"""The option of Qwen omni's processors and models that weaves a video's own sound between its frames."""
 POSITIONS = 32
 """Logits are compared at this many last positions: the end of the question, and the answer teacher-forced."""
 
@@ -33,6 +37,8 @@ class Prompt:
     """`input_ids (1, L)` among them."""
     text: str
     """As the chat template renders it, placeholders not yet expanded."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of the forward that are no tensors."""
 
     @property
     def ids(self) -> list[int]:
@@ -57,16 +63,21 @@ class Subject:
         text = self.processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
         names = {"image": "images", "audio": "audio", "video": "videos"}
         media = {names[kind]: items for kind, items in probe.media.items() if items}
-        batch = self.processor(text=[text], return_tensors="pt", **media)
+        if "videos" in media:
+            media |= video_arguments(self.processor, media["videos"])
+        options = {WEAVE: True} if probe.woven else {}
+        batch = self.processor(text=[text], return_tensors="pt", **media, **options)
         device, dtype = self.model.device, self.model.dtype
         tensors = {k: v.to(device) for k, v in batch.items() if isinstance(v, torch.Tensor)}
-        return Prompt({k: v.to(dtype) if v.is_floating_point() else v for k, v in tensors.items()}, text)
+        inputs = {k: v.to(dtype) if v.is_floating_point() and v.dim() > 1 else v for k, v in tensors.items()}
+        return Prompt(inputs, text, options)
 
     @torch.inference_mode()
     def greedy(self, prompt: Prompt) -> list[int]:
         """At most `NEW_TOKENS` tokens, placeholders excepted: a model that emits one is asked for a medium it lacks."""
         output = self.model.generate(
             **prompt.inputs,
+            **prompt.options,
             max_new_tokens=NEW_TOKENS,
             do_sample=False,
             repetition_penalty=1.0,
@@ -88,7 +99,7 @@ class Subject:
         for key in ("token_type_ids", "mm_token_type_ids"):
             if key in inputs:
                 inputs[key] = torch.nn.functional.pad(inputs[key], (0, len(continuation)))
-        output = self.model(**inputs, use_cache=False, logits_to_keep=POSITIONS)
+        output = self.model(**inputs, **prompt.options, use_cache=False, logits_to_keep=POSITIONS)
         return output.logits[0, -POSITIONS:].float().cpu()
 
 
@@ -112,10 +123,17 @@ def placeholder_ids(config: dict[str, Any]) -> list[int] | None:
     return sorted({i for i in (*ids, *boundary_token_ids(config)) if isinstance(i, int)}) or None
 
 
-def sampling(processor: Any) -> tuple[int, int]:
-    """Frames of a video and samples a second, as the processor was made for."""
+def sampling(processor: Any) -> tuple[FrameSampling, int]:
+    """Which frames of a video and how many samples a second, as the processor was made for."""
     videos, sounds = getattr(processor, "video_processor", None), getattr(processor, "feature_extractor", None)
-    return getattr(videos, "num_frames", None) or 8, getattr(sounds, "sampling_rate", None) or SAMPLE_RATE
+    frames = FrameSampling.of(videos) if videos else FrameSampling(FRAMES)
+    return frames, getattr(sounds, "sampling_rate", None) or SAMPLE_RATE
+
+
+def weaves(processor: Any) -> bool:
+    """Whether a processor can weave a video's own sound between its frames."""
+    known = getattr(type(processor), "valid_processor_kwargs", None)
+    return WEAVE in getattr(known, "_defaults", {}).get("videos_kwargs", {})
 
 
 def load_processor(folder: Path) -> Any:
@@ -135,15 +153,20 @@ def load_processor(folder: Path) -> Any:
 def load_model(folder: Path, stored: str, arithmetic: str) -> Any:
     """The model of a folder with its weights as `stored` holds them, computing in `arithmetic` (torch's names).
 
+    Of a model that also speaks, the thinker alone: it is what reads media and answers in text.
+
     Raises:
         InputError: transformers does not load it.
     """
-    config = read_config(folder)
-    kind = AutoModelForImageTextToText if _is_multimodal(config) else AutoModelForCausalLM
+    mend_video_positions()
     if not console.is_terminal:
         logging.disable_progress_bar()
     try:
-        model: Any = kind.from_pretrained(folder, dtype=getattr(torch, stored))
+        config = AutoConfig.from_pretrained(folder)
+        config = getattr(config, "thinker_config", config)
+        multimodal = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+        kind = AutoModelForImageTextToText if multimodal else AutoModelForCausalLM
+        model: Any = kind.from_pretrained(folder, config=config, dtype=getattr(torch, stored))
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise InputError(
             f"{folder} does not load in transformers ({first_line(error)}): to merge all the same, give --no-parity."
@@ -159,10 +182,6 @@ def release_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def _is_multimodal(config: dict) -> bool:
-    return config.get("model_type") in (*MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, "avt")
 
 
 def first_line(error: Exception) -> str:
