@@ -21,17 +21,17 @@ class LocalModel:
         if not self.artifact.modalities:
             raise InputError(f"{self.artifact.folder} is a text model: `imod ask --model` wants a multimodal one.")
         import torch
-        from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+        from transformers import AutoProcessor
 
-        import imod_core.avt  # noqa: F401  (registers AVT with the Auto classes)
+        from imod_core.families.load import mend, trained_class
         from imod_core.positions import mend_video_positions
 
         self.processor: Any = AutoProcessor.from_pretrained(self.artifact.folder)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         mend_video_positions()
-        config = AutoConfig.from_pretrained(self.artifact.folder)
-        config = getattr(config, "thinker_config", config)  # of a model that also speaks, what reads and answers
-        model: Any = AutoModelForImageTextToText.from_pretrained(self.artifact.folder, config=config, dtype="auto")
+        kind, config = trained_class(self.artifact.folder)
+        model: Any = kind.from_pretrained(self.artifact.folder, config=config, dtype="auto")
+        mend(model)
         self.model = model.to(device).eval()
 
     def ask(
