@@ -1,4 +1,4 @@
-"""vLLM on shrunken native models against transformers on every medium, teacher-forced; and an mp4 as clients send it."""
+"""vLLM on shrunken native models against transformers, teacher-forced, on every medium; an mp4 as clients send it."""
 
 import base64
 import json
