@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from imod_core.families import qwen2_5_omni, qwen2_5_vl
+from imod_core.families import gemma4, qwen2_5_omni, qwen2_5_vl, qwen3_omni, qwen3_vl
 from imod_core.families.family import Blueprint, Family
 
-FAMILIES: dict[str, Family] = {module.FAMILY.name: module.FAMILY for module in (qwen2_5_vl, qwen2_5_omni)}
+FAMILIES: dict[str, Family] = {module.FAMILY.name: module.FAMILY for module in (qwen2_5_vl, qwen3_vl, qwen2_5_omni, qwen3_omni, gemma4)}
 
 __all__ = ["FAMILIES", "Blueprint", "Family", "family_of"]
 

@@ -7,6 +7,7 @@ reads them, so that the server's model sees what training saw; a video travels a
 import base64
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,21 @@ from imod_core.samples import MEDIA_KEYS, TAG, Sample
 
 Media = Path | str | bytes
 Part = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One turn of a conversation, with its media."""
+
+    role: str
+    """`system`, `user` or `assistant`."""
+    text: str
+    """Media stand where `<image>`, `<video>`, `<audio>` in it say, or in front: pictures, videos, sounds."""
+    images: tuple[Media, ...] = ()
+    audios: tuple[Media, ...] = ()
+    videos: tuple[Media, ...] = ()
+    mute: bool = False
+    """Leave out the videos' sound tracks."""
 
 
 def image_part(source: Media) -> Part:
@@ -77,10 +93,13 @@ def content_parts(content: str, media: dict[str, list[Media]]) -> str | list[Par
     return [PARTS[piece](_next(piece, media)) if piece in PARTS else _text(piece) for piece in pieces]
 
 
-def question_messages(content: str, media: dict[str, list[Media]]) -> list[Part]:
-    """One user turn. Raises InputError if the tags and the media do not match in number."""
-    messages = [{"role": "user", "content": content_parts(content, media)}]
-    _check_none_left(media)
+def turn_messages(turns: Sequence[Turn]) -> list[Part]:
+    """A conversation. Raises InputError if a turn's tags and media do not match in number."""
+    messages = []
+    for turn in turns:
+        content, media = tagged(turn.text, turn.images, turn.audios, turn.videos, mute=turn.mute)
+        messages.append({"role": turn.role, "content": content_parts(content, media)})
+        _check_none_left(media)
     return messages
 
 

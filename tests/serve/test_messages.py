@@ -10,11 +10,11 @@ from PIL import Image
 from imod_core.errors import InputError, MissingFileError
 from imod_core.media import load_audio
 from imod_core.samples import Message, Sample
-from imod_serve.messages import audio_part, image_part, question_messages, sample_messages, tagged, video_part
+from imod_serve.messages import Turn, audio_part, image_part, sample_messages, turn_messages, video_part
 
 
 def ask(question, images=(), audios=(), videos=(), **options):
-    (message,) = question_messages(*tagged(question, images, audios, videos, **options))
+    (message,) = turn_messages([Turn("user", question, tuple(images), tuple(audios), tuple(videos), **options)])
     return message["content"]
 
 

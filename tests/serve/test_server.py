@@ -2,8 +2,10 @@
 
 import base64
 import json
+import time
 from pathlib import Path
 
+import httpx
 import openai
 import pytest
 from click.testing import CliRunner
@@ -13,7 +15,7 @@ from imod_core.errors import ImodError, InputError
 from imod_core.samples import Message, Sample
 from imod_serve.client import Client
 from imod_serve.local import LocalModel
-from imod_serve.messages import audio_part, image_part
+from imod_serve.messages import Turn, audio_part, image_part
 
 from .conftest import API_KEY, descendants
 
@@ -77,10 +79,72 @@ def test_bytes_and_paths_get_the_same_answer(client, media):
     assert paths == data
 
 
-def test_streamed_pieces_make_the_whole_answer(client, media):
-    pieces = list(client.stream(QUESTION, images=[media.image], max_tokens=8))
+def test_streamed_pieces_make_the_whole_answer_with_its_counts(client, media):
+    turns = [Turn("user", QUESTION, images=(media.image,))]
+    with client.stream(turns, max_tokens=8) as stream:
+        pieces = list(stream)
+    whole, streamed = client.chat(turns, max_tokens=8), stream.answer
     assert len(pieces) > 1
-    assert "".join(pieces) == client.ask(QUESTION, images=[media.image], max_tokens=8).text
+    assert "".join(pieces) == streamed.text == whole.text
+    assert (streamed.prompt_tokens, streamed.completion_tokens) == (whole.prompt_tokens, whole.completion_tokens)
+    assert streamed.prompt_ids == whole.prompt_ids
+    assert len(whole.prompt_ids) == whole.prompt_tokens
+    assert 0 < streamed.first_token_seconds < streamed.seconds
+
+
+def test_a_closed_stream_ends_the_request_at_the_server(server, client):
+    with client.stream([Turn("user", QUESTION)], max_tokens=1500) as stream:
+        next(iter(stream))
+    assert not stream.answer.text.count(" ") > 1000
+    until = time.monotonic() + 30
+    while running(server.url):
+        assert time.monotonic() < until, "the server still generates for nobody"
+        time.sleep(0.2)
+
+
+def running(url):
+    """Requests that vLLM is working on."""
+    metrics = httpx.get(f"{url}/metrics", headers={"Authorization": f"Bearer {API_KEY}"}, trust_env=False).text
+    (line,) = [line for line in metrics.splitlines() if line.startswith("vllm:num_requests_running")]
+    return float(line.split()[-1])
+
+
+def test_an_earlier_turn_and_its_medium_are_part_of_the_question(client, local, media):
+    turns = [
+        Turn("user", "What is this?", images=(media.image,)),
+        Turn("assistant", "left"),
+        Turn("user", QUESTION, audios=(media.audio,)),
+    ]
+    messages = [
+        Message("user", "<image>What is this?"), Message("assistant", "left"), Message("user", f"<audio>{QUESTION}"),
+    ]  # fmt: skip
+    sample = Sample("s", tuple(messages), (media.image,), (media.audio,))
+    served = client.chat(turns, max_tokens=8)
+    assert served.text == whole(local.ask_sample(sample, max_tokens=8).text)
+    assert served.prompt_tokens > client.chat(turns[2:], max_tokens=1).prompt_tokens
+
+
+def test_the_score_of_an_answer_is_its_log_probability_in_transformers(client, local, media):
+    import torch
+
+    def reference(answer, image):
+        inputs = local.inputs(
+            [Message("user", f"<image>{QUESTION}")], {"<image>": [image], "<audio>": [], "<video>": []}
+        )
+        ids = local.processor.tokenizer(answer, add_special_tokens=False, return_tensors="pt").input_ids
+        start = inputs["input_ids"].shape[1]
+        inputs["input_ids"] = torch.cat([inputs["input_ids"], ids], dim=1)
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        with torch.inference_mode():
+            logits = local.model(**inputs).logits[0, start - 1 : -1].float()
+        return logits.log_softmax(-1).gather(1, ids[0, :, None]).sum().item()
+
+    scores = {}
+    for answer in ("left", "the trumpet"):
+        for image in (media.image, media.other_image):
+            found = scores[answer, image] = client.score([Turn("user", QUESTION, images=(image,))], answer)
+            assert found == pytest.approx(reference(answer, image), abs=1e-4)
+    assert len({round(score, 3) for score in scores.values()}) == 4
 
 
 def test_logprobs_come_with_each_token(client):
