@@ -36,12 +36,20 @@ def model_folder(name: str | Path, what: str) -> Path:
     return download(str(name), f"The {what} '{name}'")
 
 
-def download(name: str, subject: str) -> Path:
+def describing_folder(name: str | Path, what: str) -> Path:
+    """As `model_folder`, but of a hub repository only what describes the model: no weights are downloaded."""
+    if is_hub_name(name) and not (Path(name) / "config.json").is_file():
+        return download(str(name), f"The {what} '{name}'", weights=False)
+    return model_folder(name, what)
+
+
+def download(name: str, subject: str, weights: bool = True) -> Path:
     """The local copy of a hub repository, downloaded if need be; pickles are left there."""
     from huggingface_hub import snapshot_download
 
+    left_there = list(PICKLES) if weights else [*PICKLES, "*.safetensors"]
     try:
-        return Path(snapshot_download(name, ignore_patterns=list(PICKLES)))
+        return Path(snapshot_download(name, ignore_patterns=left_there))
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise MissingFileError(

@@ -14,7 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from transformers.utils import logging
 
 import imod_core.avt  # noqa: F401  (registers AVT with the Auto classes)
-from imod_core.avt import AvtForConditionalGeneration
+from imod_core.avt import AvtConfig, AvtForConditionalGeneration
 from imod_core.console import console
 from imod_core.errors import InputError, MissingExtraError
 from imod_core.hub import model_folder
@@ -52,8 +52,9 @@ def _load(folder: Path, config: Any, recipe: Recipe) -> PreTrainedModel:
     logging.set_verbosity_error()
     if not console.is_terminal:
         logging.disable_progress_bar()
+    loaded: Any
     try:
-        model, found = AutoModelForImageTextToText.from_pretrained(
+        loaded = AutoModelForImageTextToText.from_pretrained(
             folder,
             config=config,
             dtype=getattr(torch, recipe.precision),
@@ -63,6 +64,7 @@ def _load(folder: Path, config: Any, recipe: Recipe) -> PreTrainedModel:
         )
     finally:
         logging.set_verbosity(level)
+    model, found = loaded
     if missing := sorted(found["missing_keys"]):
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise InputError(f"The base '{folder}' lacks the weights of {missing[0]}{more}: copy or download it again.")
@@ -100,6 +102,11 @@ def attention() -> str:
 def is_avt(model: PreTrainedModel) -> bool:
     """Whether a base is AVT, whose projectors are trained too and whose towers' states are kept on disk."""
     return isinstance(model, AvtForConditionalGeneration)
+
+
+def is_avt_config(config: Any) -> bool:
+    """The same of a configuration."""
+    return isinstance(config, AvtConfig)
 
 
 def decoder_name(model: PreTrainedModel) -> str:

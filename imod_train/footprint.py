@@ -1,14 +1,13 @@
 """What a training step holds in memory and computes, found by running it on tensors without data.
 
-PyTorch's fake tensors have shapes, dtypes and a device but no values: the real model, with the real adapter, the real
-constraints and the real autocast, runs forward and backward on them in seconds whatever its size, and every storage that
-an operation makes is counted while it lives. Only what asks for values is left out: the towers, whose outputs a
-frozen model does not keep, and the selection of the answers' positions, which is done by number.
+PyTorch's fake tensors have shapes, dtypes and a device but no values. The real model, with its adapter, constraints and
+autocast, runs forward and backward on them in seconds whatever its size, and every storage that an operation makes is
+counted while it lives. Only what asks for values is left out: the towers, whose outputs a frozen model does not keep,
+and the selection of the answers' positions, which is done by number.
 """
 
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,7 +112,7 @@ def _model(config: Any, recipe: Recipe, stage: Stage, attention: str) -> PeftMod
 
 def _step(model: PeftModel, recipe: Recipe, stage: Stage, shape: Shape, storages: "LiveStorages") -> int:
     """Forward and backward of a micro-batch; returns the bytes that head and loss keep in between."""
-    base = model.get_base_model()
+    base: Any = model.get_base_model()
     imod = recipe.method == "imod" and "adapter" in stage.train
     handle = attach(model, recipe.imod) if imod else None
     with torch.autocast("cpu", torch.bfloat16, enabled=recipe.precision == "bfloat16"):
@@ -167,9 +166,9 @@ def _weights(model: PeftModel, recipe: Recipe) -> int:
     return sum(int(t.numel() * NF4_BYTES) if id(t) in coded else t.nbytes for t in tensors.values())
 
 
-def _coded(model: PeftModel) -> Iterator[nn.Parameter]:
+def _coded(model: PeftModel) -> Iterator[torch.Tensor]:
     """The weights that are kept in 4 bits: of the frozen linear layers of the language model."""
-    base = model.get_base_model()
+    base: Any = model.get_base_model()
     for name, module in base.get_submodule(decoder_name(base)).named_modules():
         if isinstance(module, nn.Linear) and "lora_" not in name:
             yield module.weight
@@ -211,7 +210,3 @@ class LiveStorages(TorchDispatchMode):
 def _storages(values: Any) -> list[torch.UntypedStorage]:
     return [leaf.untyped_storage() for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]
 
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield

@@ -140,6 +140,8 @@ class Recipe:
     base: str
     """Folder of the base model, or its name on the hub."""
     stages: tuple[Stage, ...]
+    family: str | None = None
+    """The model family, whose shrunken model `imod train --smoke` takes in place of the base."""
     method: str = "imod"
     """`imod`, or `lora` for the plain baseline: same data order, same initial weights."""
     lora: LoraSettings = field(default_factory=LoraSettings)
