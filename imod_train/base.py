@@ -19,6 +19,7 @@ from imod_core.console import console
 from imod_core.errors import InputError, MissingExtraError
 from imod_core.hub import model_folder
 from imod_core.modality import media_token_ids
+from imod_core.positions import mend_video_positions
 from imod_train.recipe import Recipe
 
 ATTENTION_ON_CPU = "eager"
@@ -36,6 +37,7 @@ def load_base(recipe: Recipe) -> tuple[PreTrainedModel, Any]:
     folder = model_folder(recipe.base, "base")
     try:
         config = core_config(folder)
+        mend_video_positions()
         model = _load(folder, config, recipe)
         processor = AutoProcessor.from_pretrained(folder)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -88,10 +90,11 @@ def core_config(folder: Path) -> Any:
     return config
 
 
-def skeleton(config: Any, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+def skeleton(config: Any, dtype: torch.dtype = torch.float32, implementation: str | None = None) -> PreTrainedModel:
     """The model of a configuration without weights, on the meta device."""
+    chosen = implementation or attention()
     with torch.device("meta"):
-        return AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation=attention())
+        return AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation=chosen)
 
 
 def attention() -> str:

@@ -1,4 +1,4 @@
-"""`imod train`: a recipe to a run folder with a plain LoRA adapter; or what it will take, or a trial of its whole road."""
+"""`imod train`: a recipe to a run folder with a plain LoRA adapter; or what it will take; or a trial of its road."""
 
 import re
 from pathlib import Path
@@ -18,7 +18,7 @@ SERVING = ("vllm", "http", "none")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run in --out.")
 @click.option("--plan", is_flag=True, help="Train nothing: tell memory, tokens, steps and time.")
 @click.option("--memory", metavar="SIZE", help="With --plan: exit code 1 if so much, as 24GB, does not suffice.")
-@click.option("--device", type=click.Choice(["cuda", "cpu"]), help="With --plan: where it will run; default this machine.")
+@click.option("--device", type=click.Choice(["cuda", "cpu"]), help="With --plan: where it will run; default here.")
 @click.option(
     "--smoke", is_flag=True, help="Try the whole road in minutes, on a shrunken model of the family and drawn scenes."
 )

@@ -18,11 +18,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForImageTextToText
 
 from imod_core.modality import NON_TEXT, TEXT
-from imod_train.attachment import attach
-from imod_train.base import decoder_name
+from imod_train.attachment import ImodHandle, attach
+from imod_train.base import decoder_name, skeleton
 from imod_train.model import PROJECTORS, add_adapter, set_trainable
 from imod_train.recipe import Recipe, Stage
 from imod_train.tokens import TokenBatch
@@ -76,14 +75,16 @@ def footprint(config: Any, recipe: Recipe, stage: Stage, shape: Shape, attention
         shape: the micro-batch.
         attention: transformers' name of the implementation that will run.
     """
+    model = _model(config, recipe, stage, attention)
+    handle = attach(model, recipe.imod) if recipe.method == "imod" and "adapter" in stage.train else None
     with FakeTensorMode(allow_non_fake_inputs=True):
-        model = _model(config, recipe, stage, attention)
+        _without_data(model)
         learns = [p for p in model.parameters() if p.requires_grad]
         with FlopCounterMode(display=False) as flops, LiveStorages() as storages:
-            logits = _step(model, recipe, stage, shape, storages)
+            logits = _step(model, handle, recipe, stage, shape, storages)
         gradients = sum(p.grad.nbytes for p in learns if p.grad is not None)
-        adapter = sum(p.nbytes for p in learns)
-        weights = _weights(model, recipe) - adapter
+    adapter = sum(p.nbytes for p in learns)
+    weights = _weights(model, recipe) - adapter
     spare = _dequantised(model) if recipe.base_quantization else 0
     return Footprint(
         parameters=sum(p.numel() for p in model.parameters()),
@@ -99,9 +100,8 @@ def footprint(config: Any, recipe: Recipe, stage: Stage, shape: Shape, attention
 
 
 def _model(config: Any, recipe: Recipe, stage: Stage, attention: str) -> PeftModel:
-    """The model of a stage as training has it, with the constraints attached."""
-    dtype = getattr(torch, recipe.precision)
-    base = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation=attention)
+    """The model of a stage as training has it, on the meta device."""
+    base = skeleton(config, getattr(torch, recipe.precision), attention)
     base.config.get_text_config().use_cache = False
     if recipe.gradient_checkpointing:
         base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -110,11 +110,36 @@ def _model(config: Any, recipe: Recipe, stage: Stage, attention: str) -> PeftMod
     return model.train()
 
 
-def _step(model: PeftModel, recipe: Recipe, stage: Stage, shape: Shape, storages: "LiveStorages") -> int:
+def _without_data(model: nn.Module) -> None:
+    """Make every parameter and buffer a fake tensor on the CPU, tied ones together."""
+    made: dict[int, torch.Tensor] = {}
+    old = [*model.parameters(), *model.buffers()]  # held, so that an id stays one tensor's
+
+    def fake(tensor: torch.Tensor) -> torch.Tensor:
+        if id(tensor) not in made:
+            empty = torch.empty(tensor.shape, dtype=tensor.dtype)
+            is_parameter = isinstance(tensor, nn.Parameter)
+            made[id(tensor)] = nn.Parameter(empty, requires_grad=tensor.requires_grad) if is_parameter else empty
+        return made[id(tensor)]
+
+    for module in model.modules():
+        for held in (module._parameters, module._buffers):
+            for name, tensor in held.items():
+                if tensor is not None:
+                    held[name] = fake(tensor)  # type: ignore[assignment]
+    del old
+
+
+def _step(
+    model: PeftModel,
+    handle: ImodHandle | None,
+    recipe: Recipe,
+    stage: Stage,
+    shape: Shape,
+    storages: "LiveStorages",
+) -> int:
     """Forward and backward of a micro-batch; returns the bytes that head and loss keep in between."""
     base: Any = model.get_base_model()
-    imod = recipe.method == "imod" and "adapter" in stage.train
-    handle = attach(model, recipe.imod) if imod else None
     with torch.autocast("cpu", torch.bfloat16, enabled=recipe.precision == "bfloat16"):
         embedded = _embedded(base, shape)
         if stage.objective == "words":
@@ -209,4 +234,3 @@ class LiveStorages(TorchDispatchMode):
 
 def _storages(values: Any) -> list[torch.UntypedStorage]:
     return [leaf.untyped_storage() for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]
-

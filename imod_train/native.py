@@ -14,14 +14,13 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from imod_core.errors import InputError
-from imod_core.media import SAMPLE_RATE, load_audio, load_image, load_video
+from imod_core.media import SAMPLE_RATE, load_audio, load_image
 from imod_core.samples import MEDIA_KEYS, TAG, Message, Sample
+from imod_core.sampling import FrameSampling, load_clip, video_arguments
 from imod_train.answers import IGNORED_LABEL, label_answers, render
 from imod_train.items import KeptItems
 from imod_train.recipe import MediaSettings
 
-FRAMES = 8
-"""Of a video where neither recipe nor processor say."""
 TRACK = "use_audio_in_video"
 """The option of Qwen omni's processors that weaves a video's own sound between its frames."""
 PADDED_POSITION = 1
@@ -40,9 +39,8 @@ class SampleEncoder:
     def __init__(self, processor: Any, media: MediaSettings, model: Any = None):
         self.processor, self.model = processor, model
         sounds = getattr(processor, "feature_extractor", None)
-        videos = getattr(processor, "video_processor", None)
         self.rate = getattr(sounds, "sampling_rate", None) or SAMPLE_RATE
-        self.frames = media.video_frames or getattr(videos, "num_frames", None) or FRAMES
+        self.sampling = _sampling(processor, media)
         self.options = _pixel_limits(processor, media)
         self.weaves = TRACK in type(processor).valid_processor_kwargs._defaults.get("videos_kwargs", {})
 
@@ -67,15 +65,10 @@ class SampleEncoder:
     def encode(self, sample: Sample, messages: Sequence[Message]) -> dict[str, torch.Tensor]:
         """What the processor makes of the first `messages` of a sample and their media."""
         messages, woven = self._woven(sample, messages)
-        options = self.options
-        if woven:
-            options = {**options, "videos_kwargs": {**options.get("videos_kwargs", {}), TRACK: True}}
+        media = self._media(sample, sum(len(TAG.findall(m.content)) for m in messages) + woven)
         try:
             batch = self.processor(
-                text=[render(self.processor, messages)],
-                return_tensors="pt",
-                **self._media(sample, sum(len(TAG.findall(m.content)) for m in messages) + woven),
-                **options,
+                text=[render(self.processor, messages)], return_tensors="pt", **self._arguments(media, woven > 0)
             )
         except (ValueError, TypeError, IndexError, StopIteration) as error:
             raise InputError(f"The sample '{sample.id}' does not suit this model: {_first_line(error)}") from None
@@ -115,17 +108,29 @@ class SampleEncoder:
         return kept, sum(m.content.count(_PAIR) for m in messages)
 
     def _media(self, sample: Sample, count: int) -> dict[str, list[Any]]:
-        """The first `count` media of a sample, decoded, by the processor's arguments."""
-        loaders: dict[str, tuple[str, Callable]] = {
-            "<image>": ("images", load_image),
-            "<audio>": ("audio", lambda path: load_audio(path, self.rate)),
-            "<video>": ("videos", lambda path: load_video(path, self.frames)),
+        """The first `count` media of a sample, decoded, by tag."""
+        loaders: dict[str, Callable] = {
+            "<image>": load_image,
+            "<audio>": lambda path: load_audio(path, self.rate),
+            "<video>": lambda path: load_clip(path, self.sampling),,
         }
         found: dict[str, list[Any]] = {}
         for tag, path in list(_paths(sample))[:count]:
-            argument, load = loaders[tag]
-            found.setdefault(argument, []).append(load(path))
+            found.setdefault(tag, []).append(loaders[tag](path))
         return found
+
+    def _arguments(self, media: dict[str, list[Any]], woven: bool) -> dict[str, Any]:
+        """The processor's arguments for decoded media."""
+        arguments: dict[str, Any] = {
+            name: media[tag] for tag, name in (("<image>", "images"), ("<audio>", "audio")) if tag in media
+        }
+        if "images" in arguments:
+            arguments["images_kwargs"] = self.options.get("images", {})
+        if "<video>" in media:
+            told = video_arguments(self.processor, media["<video>"])
+            arguments["videos"] = told.pop("videos")
+            arguments["videos_kwargs"] = {**told, **self.options.get("videos", {}), **({TRACK: True} if woven else {})}
+        return arguments
 
 
 _PAIR = "<video><audio>"
@@ -232,8 +237,16 @@ def _pixel_limits(processor: Any, media: MediaSettings) -> dict[str, dict[str, A
                 "leave it out."
             )
         least = min(size.get("shortest_edge") or limit, limit)
-        options[f"{kind}_kwargs"] = {"size": {"shortest_edge": least, "longest_edge": limit}}
+        options[kind] = {"size": {"shortest_edge": least, "longest_edge": limit}}
     return options
+
+
+def _sampling(processor: Any, media: MediaSettings) -> FrameSampling:
+    """Which frames of a video are read: as the processor says, or as many as the recipe does."""
+    videos = getattr(processor, "video_processor", None)
+    if media.video_frames:
+        return FrameSampling(media.video_frames, rule=type(videos).__name__)
+    return FrameSampling.of(videos)
 
 
 def _first_line(error: Exception) -> str:

@@ -58,7 +58,7 @@ class MediaSettings:
     """How much of a medium a native model reads. Not read by AVT bases: theirs is part of the base."""
 
     video_frames: int | None = None
-    """Frames of a video, evenly spaced; the processor's own number, or 8, if not given."""
+    """Frames of a video, placed by the model's own rule; as many as its processor takes if not given."""
     image_pixels: int | None = None
     """Most pixels of a picture, beyond which it is scaled down; the processor's own limit if not given."""
     video_pixels: int | None = None

@@ -73,9 +73,8 @@ def _family(recipe: Recipe) -> str:
 
     known = (AVT, *FAMILIES)
     if recipe.family not in known:
-        raise InputError(
-            f"The recipe's 'family' is {recipe.family!r}; for --smoke it must be one of {', '.join(dict.fromkeys(known))}."
-        )
+        names = ", ".join(dict.fromkeys(known))
+        raise InputError(f"The recipe's 'family' is {recipe.family!r}; for --smoke it must be one of {names}.")
     return recipe.family
 
 
@@ -84,7 +83,8 @@ def _build(family: str, out: Path) -> str:
     from imod_core.families import FAMILIES
 
     if family == AVT:
-        return _imod("base", "build", "--preset", "tiny", "--out", out) or "a tiny AVT"
+        _imod("base", "build", "--preset", "tiny", "--out", out)
+        return "a tiny AVT"
     from imod_core.families.shrunken import build_shrunken
 
     build_shrunken(FAMILIES[family], out)
@@ -107,7 +107,8 @@ def _limited(sample: Sample, taken: set[str]) -> Sample:
     messages = sample.messages
     for tag in dropped:
         messages = tuple(Message(m.role, m.content.replace(tag, "")) for m in messages)
-    return replace(sample, messages=messages, **{MEDIA_KEYS[tag]: () for tag in dropped})
+    emptied: dict[str, Any] = {MEDIA_KEYS[tag]: () for tag in dropped}
+    return replace(sample, messages=messages, **emptied)
 
 
 def _small(recipe: Recipe, out: Path) -> str:
