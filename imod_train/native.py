@@ -112,7 +112,7 @@ class SampleEncoder:
         loaders: dict[str, Callable] = {
             "<image>": load_image,
             "<audio>": lambda path: load_audio(path, self.rate),
-            "<video>": lambda path: load_clip(path, self.sampling),,
+            "<video>": lambda path: load_clip(path, self.sampling),
         }
         found: dict[str, list[Any]] = {}
         for tag, path in list(_paths(sample))[:count]:
