@@ -15,7 +15,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from imod_core.errors import InputError
 from imod_core.media import SAMPLE_RATE, load_audio, load_image
-from imod_core.samples import MEDIA_KEYS, TAG, Message, Sample
+from imod_core.modality import media_token_ids
+from imod_core.samples import KINDS, MEDIA_KEYS, TAG, Message, Sample
 from imod_core.sampling import FrameSampling, load_clip, video_arguments
 from imod_train.answers import IGNORED_LABEL, label_answers, render
 from imod_train.items import KeptItems
@@ -33,11 +34,13 @@ class SampleEncoder:
     Args:
         processor: the model's, of transformers.
         media: how much of a medium is read.
-        model: its `get_rope_index` numbers the positions where a video's own sound is woven in.
+        model: its configuration tells which media it takes, its `get_rope_index` numbers the positions where a
+            video's own sound is woven in; it needs no weights.
     """
 
-    def __init__(self, processor: Any, media: MediaSettings, model: Any = None):
+    def __init__(self, processor: Any, media: MediaSettings, model: Any):
         self.processor, self.model = processor, model
+        self.takes = set(media_token_ids(model.config))
         sounds = getattr(processor, "feature_extractor", None)
         self.rate = getattr(sounds, "sampling_rate", None) or SAMPLE_RATE
         self.sampling = _sampling(processor, media)
@@ -141,7 +144,7 @@ class NativeDataset(KeptItems):
 
     def __init__(self, samples: Sequence[Sample], encoder: SampleEncoder):
         for sample in samples:
-            _check(sample, encoder.processor)
+            _check(sample, encoder)
         super().__init__(samples)
         self.encoder = encoder
         self.any_woven = any(encoder.is_woven(sample) for sample in samples)
@@ -209,14 +212,22 @@ def _paths(sample: Sample) -> Iterator[tuple[str, Any]]:
             yield tag, next(queues[tag])
 
 
-def _check(sample: Sample, processor: Any) -> None:
-    """Refuse what training could only get wrong: no answer, media in answers, special tokens in the text."""
+def _check(sample: Sample, encoder: SampleEncoder) -> None:
+    """Refuse what training could only get wrong: no answer, media in answers or of a kind that the model does not take,
+    special tokens in the text."""
     if sample.answer is None:
         raise InputError(f"The sample '{sample.id}' has no answer to learn: its last message must be the assistant's.")
     if any(TAG.search(m.content) for m in sample.messages if m.role == "assistant"):
         raise InputError(f"The sample '{sample.id}' has a medium in an answer: only questions may name media.")
+    for tag, key in MEDIA_KEYS.items():
+        if getattr(sample, key) and KINDS[tag] not in encoder.takes:
+            takes = ", ".join(sorted(encoder.takes))
+            raise InputError(
+                f"The sample '{sample.id}' has a medium {tag}, which this model does not take: {takes} do."
+            )
     for message in sample.messages:
-        if found := next((t for t in processor.tokenizer.all_special_tokens if t in message.content), None):
+        specials = encoder.processor.tokenizer.all_special_tokens
+        if found := next((token for token in specials if token in message.content), None):
             raise InputError(f"The sample '{sample.id}' has {found} in its text, which is a special token.")
 
 

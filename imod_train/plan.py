@@ -128,14 +128,15 @@ def show_plan(plan: Plan, memory: int | None = None) -> None:
     output = Console()
     for stage in plan.stages:
         for line in _stage_lines(plan, stage):
-            output.print(line, highlight=False)
+            output.print(line, highlight=False, soft_wrap=True)
     if plan.seconds is not None and plan.rate:
         output.print(
             f"Time: at least {_duration(plan.seconds)} here, at the {plan.rate / 1e12:.2g} TFLOP/s of plain matrix "
             "products; towers, decoding of media and memory traffic come on top.",
             highlight=False,
+            soft_wrap=True,
         )
-    output.print(f"Peak: {size(plan.peak)} on {plan.device}.", highlight=False)
+    output.print(f"Peak: {size(plan.peak)} on {plan.device}.", highlight=False, soft_wrap=True)
     if memory is None:
         return
     if plan.peak > memory:
@@ -143,7 +144,7 @@ def show_plan(plan: Plan, memory: int | None = None) -> None:
             f"{size(memory)} do not suffice for a peak of {size(plan.peak)}: take a smaller micro_batch_size, "
             "gradient_checkpointing, base_quantization or fewer media.video_frames."
         )
-    output.print(f"{size(memory)} suffice: {size(memory - plan.peak)} to spare.", highlight=False)
+    output.print(f"{size(memory)} suffice: {size(memory - plan.peak)} to spare.", highlight=False, soft_wrap=True)
 
 
 def size(count: float) -> str:
