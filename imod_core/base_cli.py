@@ -6,7 +6,7 @@ import click
 
 from imod_core.console import console
 from imod_core.errors import InputError
-from imod_core.families import FAMILIES
+from imod_core.families import BACKBONES, FAMILIES
 
 PRESETS = ("smol", "tiny")
 
@@ -19,8 +19,9 @@ def base() -> None:
 @base.command()
 @click.option("--preset", type=click.Choice(PRESETS), help="smol: real small parts; tiny: random, for tests.")
 @click.option(
-    "--shrunken", type=click.Choice(list(FAMILIES)), metavar="FAMILY",
-    help=f"A random model of a megabyte with a family's architecture and layout on the hub: {', '.join(FAMILIES)}.",
+    "--shrunken", type=click.Choice([*FAMILIES, *BACKBONES]), metavar="FAMILY",
+    help=f"A random model of a megabyte with a family's architecture and layout on the hub: "
+    f"{', '.join(FAMILIES)}; or a language model alone for --llm: {', '.join(BACKBONES)}.",
 )  # fmt: skip
 @click.option("--llm", help="Hub id or folder of a causal LLM, in place of a preset's.")
 @click.option("--vision", help="Hub id or folder of a vision encoder, in place of a preset's.")
@@ -42,10 +43,13 @@ def build(
     if shrunken:
         if preset or llm or vision or audio:
             raise InputError("--shrunken is random throughout: use it without --preset, --llm, --vision and --audio.")
-        from imod_core.families.shrunken import build_shrunken
+        from imod_core.families.shrunken import build_shrunken, write_shrunken
 
-        build_shrunken(FAMILIES[shrunken], out, seed)
-        console.print(f"Shrunken {FAMILIES[shrunken].title} written to {out}")
+        if shrunken in BACKBONES:
+            write_shrunken(BACKBONES[shrunken], out, seed)
+        else:
+            build_shrunken(FAMILIES[shrunken], out, seed)
+        console.print(f"Shrunken {shrunken} written to {out}")
         return
     from imod_core.avt.build import build_base
 

@@ -14,7 +14,8 @@ AGAINST = click.option(
     "--against",
     multiple=True,
     metavar="LINK",
-    help="Further link to compare with: vllm, onnx[:VARIANT], another model folder, or a server's URL. Repeatable.",
+    help="Further link to compare with: vllm, vllm:lora (unmerged), onnx[:VARIANT], another model folder, or a "
+    "server's URL. Repeatable.",
 )
 STRICT = click.option(
     "--strict/--no-strict", default=True, help="Exit with 1 when a gate fails (default), or only say so."

@@ -275,7 +275,8 @@ def _check_comparable(sources: Sources, settings: ExportSettings) -> None:
     """Refuse before the merge what the comparison after it would stumble over."""
     from imod_export.parity import Chain, prepare
 
-    prepare(Chain(sources.base, "float32", None, (), settings.against, settings.probes))
+    attached = tuple((source.adapter, source.weight) for source in sources.adapters)
+    prepare(Chain(sources.base, "float32", None, attached, settings.against, settings.probes))
 
 
 def _check_apart(out: Path, sources: Sources) -> None:

@@ -16,6 +16,8 @@ from imod_core.errors import InputError
 from imod_export.probes import Probe
 from imod_export.tolerances import Tolerance
 
+LORA = "vllm:lora"
+"""vLLM on the base with the adapter beside it."""
 KINDS = {
     "vllm": "imod_export.vllm_link:VllmLink",
     "onnx": "imod_export.onnx.link:OnnxLink",
@@ -65,7 +67,16 @@ class Link(Protocol):
         ...
 
 
-def make_link(spec: str, folder: Path, stored: str) -> Link:
+@dataclass(frozen=True)
+class Unmerged:
+    """What a merged folder was made of."""
+
+    base: Path | None
+    adapters: tuple[tuple[Path, float], ...]
+    """Folder and weight."""
+
+
+def make_link(spec: str, folder: Path, stored: str, unmerged: Unmerged | None = None) -> Link:
     """The link that `spec` names, over `folder` with its weights `stored` in that dtype.
 
     Raises:
@@ -73,6 +84,8 @@ def make_link(spec: str, folder: Path, stored: str) -> Link:
     """
     if spec.startswith(("http://", "https://")):
         return _load("imod_export.server_link:ServerLink")(spec, folder, stored)
+    if spec == LORA:
+        return _load("imod_export.vllm_link:VllmLoraLink")(folder, unmerged)
     kind, _, variant = spec.partition(":")
     if kind in KINDS:
         try:
@@ -83,7 +96,7 @@ def make_link(spec: str, folder: Path, stored: str) -> Link:
             raise
     if Path(spec).is_dir():
         return _load("imod_export.folder_link:FolderLink")(Path(spec))
-    raise InputError(f"--against {spec} is neither {', '.join(KINDS)}, a model folder nor a URL.")
+    raise InputError(f"--against {spec} is neither {', '.join([*KINDS, LORA])}, a model folder nor a URL.")
 
 
 def default_links(folder: Path) -> tuple[str, ...]:

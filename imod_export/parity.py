@@ -18,7 +18,7 @@ from imod_export.attached import attach_adapters, scaled
 from imod_export.compare import common_prefix, distance, faults_of, same_greedy
 from imod_export.controls import Variants, scale_controls, told_by_layers, without_sound
 from imod_export.layers import LayerError, Trace, compare_layers, trace
-from imod_export.links import Link, Question, Reply, make_link
+from imod_export.links import Link, Question, Reply, Unmerged, make_link
 from imod_export.probes import Probe, default_probes, read_probes
 from imod_export.results import Control, ProbeResult, Report
 from imod_export.subject import Subject, load_model, load_processor, modalities, release_memory, sampling
@@ -71,7 +71,8 @@ def prepare(chain: Chain) -> tuple[list[Probe], list[Link]]:
     """
     takes = modalities(chain.merged)
     frames, rate = sampling(load_processor(chain.merged))
-    links = [make_link(spec, chain.merged, chain.stored) for spec in chain.against]
+    unmerged = Unmerged(chain.base, chain.adapters)
+    links = [make_link(spec, chain.merged, chain.stored, unmerged) for spec in chain.against]
     if chain.probes is None:
         return default_probes(takes, rate, frames), links
     probes = read_probes(chain.probes, takes, frames, rate)

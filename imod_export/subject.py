@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
-from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+from transformers import AutoProcessor
 from transformers.utils import logging
 
 import imod_core.avt  # noqa: F401  (registers AVT with the Auto classes)
 from imod_core.avt.prompts import conversation
 from imod_core.console import console
 from imod_core.errors import InputError, MissingFileError
+from imod_core.families.load import mend, trained_class
 from imod_core.media import SAMPLE_RATE
 from imod_core.modality import boundary_token_ids
 from imod_export.probes import MEDIA, Probe
@@ -81,6 +81,13 @@ class Subject:
     @torch.inference_mode()
     def logits(self, prompt: Prompt, continuation: list[int]) -> torch.Tensor:
         """Float32 logits `(positions, vocabulary)` at the end of the prompt followed by `continuation`."""
+        inputs = self.continued(prompt, continuation)
+        output = self.model(**inputs, use_cache=False, logits_to_keep=POSITIONS)
+        return output.logits[0, -POSITIONS:].float().cpu()
+
+    @staticmethod
+    def continued(prompt: Prompt, continuation: list[int]) -> dict[str, torch.Tensor]:
+        """The prompt's inputs with further text tokens behind them."""
         inputs = dict(prompt.inputs)
         for key, value in (("input_ids", continuation), ("attention_mask", [1] * len(continuation))):
             tail = torch.tensor([value], dtype=inputs[key].dtype, device=inputs[key].device)
@@ -88,8 +95,7 @@ class Subject:
         for key in ("token_type_ids", "mm_token_type_ids"):
             if key in inputs:
                 inputs[key] = torch.nn.functional.pad(inputs[key], (0, len(continuation)))
-        output = self.model(**inputs, use_cache=False, logits_to_keep=POSITIONS)
-        return output.logits[0, -POSITIONS:].float().cpu()
+        return inputs
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -133,22 +139,22 @@ def load_processor(folder: Path) -> Any:
 
 
 def load_model(folder: Path, stored: str, arithmetic: str) -> Any:
-    """The model of a folder with its weights as `stored` holds them, computing in `arithmetic` (torch's names).
+    """The model of a folder, or its thinker, weights as `stored` holds them, computing in `arithmetic` (torch's names).
 
     Raises:
         InputError: transformers does not load it.
     """
-    config = read_config(folder)
-    kind = AutoModelForImageTextToText if _is_multimodal(config) else AutoModelForCausalLM
     if not console.is_terminal:
         logging.disable_progress_bar()
     try:
-        model: Any = kind.from_pretrained(folder, dtype=getattr(torch, stored))
+        kind, config = trained_class(folder)
+        model: Any = kind.from_pretrained(folder, config=config, dtype=getattr(torch, stored))
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise InputError(
             f"{folder} does not load in transformers ({first_line(error)}): to merge all the same, give --no-parity."
         ) from None
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    mend(model)
     if arithmetic != stored:  # a cast to the dtype it was loaded in would round its float32 buffers
         model = model.to(getattr(torch, arithmetic))
     return model.to(device).eval()
@@ -159,10 +165,6 @@ def release_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def _is_multimodal(config: dict) -> bool:
-    return config.get("model_type") in (*MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, "avt")
 
 
 def first_line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""vLLM as a link of the chain: its own engine on the merged folder, in a process of its own.
+"""vLLM as a link of the chain, in its own process: on the merged folder, or on the base with the adapter beside it.
 
 vLLM tells its best log probabilities for tokens that it chose itself, so rows are compared as far as its greedy answer
 is the reference's, and one further.
@@ -16,10 +16,11 @@ import numpy as np
 import torch
 
 from imod_core.console import console
-from imod_core.errors import CheckFailed, MissingExtraError
+from imod_core.errors import CheckFailed, InputError, MissingExtraError
 from imod_export.compare import common_prefix
-from imod_export.links import Question, Reply
+from imod_export.links import LORA, Question, Reply, Unmerged
 from imod_export.subject import NEW_TOKENS, load_processor, placeholder_ids, read_config
+from imod_export.tensors import read_json
 from imod_export.tolerances import ARITHMETIC
 
 SUPPORT = 64
@@ -37,6 +38,7 @@ class VllmLink:
         if find_spec("vllm") is None:
             raise MissingExtraError("vllm", "serve-cpu")
         self.folder = folder
+        self.adapter: Path | None = None
 
     def ask(self, questions: list[Question]) -> dict[str, Reply]:
         """Replies with vLLM's best log probabilities.
@@ -48,7 +50,7 @@ class VllmLink:
         tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
         console.print(f"vLLM on {len(questions)} probes")
         with tempfile.TemporaryDirectory(prefix="imod-parity-") as place:
-            write_requests(Path(place), questions, placeholder_ids(read_config(self.folder)) or [])
+            write_requests(Path(place), questions, placeholder_ids(read_config(self.folder)) or [], self.adapter)
             found = self._run(Path(place))
         replies = {}
         for question in questions:
@@ -76,7 +78,22 @@ class VllmLink:
         return json.loads((place / "replies.json").read_text())
 
 
-def write_requests(place: Path, questions: list[Question], suppressed: list[int]) -> None:
+class VllmLoraLink(VllmLink):
+    """vLLM on the base of a merge, with its one adapter unmerged.
+
+    Raises:
+        InputError: several adapters, a weighted one, or none: vLLM cannot run that.
+    """
+
+    def __init__(self, folder: Path, unmerged: Unmerged | None = None):
+        super().__init__(folder)
+        self.name = LORA
+        if unmerged is None or [weight for _, weight in unmerged.adapters] != [1.0]:
+            raise InputError(f"--against {LORA} serves one adapter of weight 1: give --merge once, without --weight.")
+        self.folder, self.adapter = unmerged.base or folder, unmerged.adapters[0][0]
+
+
+def write_requests(place: Path, questions: list[Question], suppressed: list[int], adapter: Path | None = None) -> None:
     """What the worker reads: `requests.json`, and each medium as an array beside it."""
     requests = []
     for number, question in enumerate(questions):
@@ -88,7 +105,14 @@ def write_requests(place: Path, questions: list[Question], suppressed: list[int]
                 media.setdefault(kind, []).append(name)
         requests.append({"name": question.probe.name, "prompt": question.text, "media": media})
     longest = max(len(question.ids) for question in questions) + NEW_TOKENS
-    settings = {"max_tokens": NEW_TOKENS, "support": SUPPORT, "suppressed": suppressed, "length": longest + 64}
+    settings: dict[str, Any] = {
+        "max_tokens": NEW_TOKENS,
+        "support": SUPPORT,
+        "suppressed": suppressed,
+        "length": longest + 64,
+    }
+    if adapter:
+        settings |= {"adapter": str(adapter), "rank": read_json(adapter / "adapter_config.json")["r"]}
     (place / "requests.json").write_text(json.dumps({"requests": requests, **settings}))
 
 

@@ -17,6 +17,8 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
 }
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""That vLLM takes as the largest of its adapters."""
 
 
 def main(folder: str, place: str) -> None:
@@ -26,11 +28,15 @@ def main(folder: str, place: str) -> None:
 
     name_cpu_build()
     from vllm import LLM, SamplingParams
+    from vllm.lora.request import LoRARequest
 
     asked = json.loads((Path(place) / "requests.json").read_text())
     counts = [{kind: len(items) for kind, items in r["media"].items()} for r in asked["requests"]]
     limits = {kind: max(c.get(kind, 0) for c in counts) for c in counts for kind in c}
-    media: dict[str, Any] = {"limit_mm_per_prompt": limits} if limits else {}
+    options: dict[str, Any] = {"limit_mm_per_prompt": limits} if limits else {}
+    lora = LoRARequest("adapter", 1, asked["adapter"]) if "adapter" in asked else None
+    if lora:
+        options |= {"enable_lora": True, "max_lora_rank": next(rank for rank in RANKS if rank >= asked["rank"])}
     llm = LLM(
         folder,
         dtype="float32",
@@ -39,7 +45,7 @@ def main(folder: str, place: str) -> None:
         max_num_seqs=4,
         max_logprobs=asked["support"],
         distributed_executor_backend="uni",
-        **media,
+        **options,
     )
     # A placeholder that the model itself chooses would ask for a medium that is not there.
     bias = dict.fromkeys(asked["suppressed"], -100.0) or None
@@ -47,7 +53,7 @@ def main(folder: str, place: str) -> None:
     replies = {}
     for request in asked["requests"]:
         prompt: Any = {"prompt": request["prompt"], "multi_modal_data": _media(Path(place), request["media"])}
-        replies[request["name"]] = _reply(llm.generate(prompt, sampling, use_tqdm=False)[0])
+        replies[request["name"]] = _reply(llm.generate(prompt, sampling, use_tqdm=False, lora_request=lora)[0])
     (Path(place) / "replies.json").write_text(json.dumps(replies))
 
 

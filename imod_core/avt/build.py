@@ -35,13 +35,13 @@ def build_base(
     """
     if preset is None and not (llm and vision and audio):
         raise InputError("Name a --preset (smol or tiny), or all of --llm, --vision and --audio.")
-    if preset == "tiny" and (llm or vision or audio):
-        raise InputError("--preset tiny takes no other part: it is random throughout; use --preset smol.")
+    if preset == "tiny" and (vision or audio):
+        raise InputError("--preset tiny takes no other tower: its own are random; use --preset smol.")
     kind = getattr(torch, dtype)
     if preset == "tiny":
         from imod_core.avt import tiny
 
-        tiny.build(out, seed, kind)
+        tiny.build(out, seed, kind, _load(llm, _llm) if llm else None)
         return
     from imod_core.avt import smol
 

@@ -35,11 +35,13 @@ CORPUS = (
 )
 
 
-def build(out: Path, seed: int, dtype: torch.dtype) -> None:
-    """Write the tiny base to `out`; everything random comes from `seed`."""
+def build(out: Path, seed: int, dtype: torch.dtype, llm: Part | None = None) -> None:
+    """Write the tiny base to `out`, on `llm` where it is given; everything random comes from `seed`."""
     torch.manual_seed(seed)
-    tokenizer = _tokenizer()
-    compose(Part(_llm(len(tokenizer)), tokenizer), _vision(), _audio(), GEOMETRY, out, dtype, seed)
+    if llm is None:
+        tokenizer = _tokenizer()
+        llm = Part(_llm(len(tokenizer)), tokenizer)
+    compose(llm, _vision(), _audio(), GEOMETRY, out, dtype, seed)
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:

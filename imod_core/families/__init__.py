@@ -1,14 +1,26 @@
 """Model families that are trained, merged and served: what cannot be read from their folders, one file each."""
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from imod_core.families import gemma4, qwen2_5_omni, qwen2_5_vl, qwen3_omni, qwen3_vl
-from imod_core.families.family import Blueprint, Family
+from imod_core.families import avt, gemma4, qwen2_5_omni, qwen2_5_vl, qwen3_omni, qwen3_vl
+from imod_core.families.avt import BACKBONES
+from imod_core.families.family import LANGUAGE_LINEARS, Blueprint, Family
 
-FAMILIES: dict[str, Family] = {module.FAMILY.name: module.FAMILY for module in (qwen2_5_vl, qwen3_vl, qwen2_5_omni, qwen3_omni, gemma4)}
+NATIVE = tuple(module.FAMILY for module in (qwen2_5_vl, qwen3_vl, qwen2_5_omni, qwen3_omni, gemma4))
+FAMILIES: dict[str, Family] = {family.name: family for family in (*avt.FAMILIES, *NATIVE)}
+"""By name, in the order of the table."""
 
-__all__ = ["FAMILIES", "Blueprint", "Family", "family_of"]
+__all__ = ["BACKBONES", "FAMILIES", "Blueprint", "Family", "family_of", "linears_of"]
+
+
+def linears_of(folder: Path) -> str:
+    """PEFT's `target_modules` for a model folder: the linears of its language model that take an adapter."""
+    config = json.loads((folder / "config.json").read_text())
+    family = family_of(config)
+    return family.linears if family else LANGUAGE_LINEARS
 
 
 def family_of(config: Mapping[str, Any]) -> Family | None:

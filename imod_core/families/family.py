@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 LANGUAGE_LINEARS = r".*\blanguage_model\.layers\.\d+\.(?:self_attn\.[qkvo]_proj|mlp\.(?:gate|up|down)_proj)"
-"""The linears of the language model by their names at run time; towers, projectors, talker and vocoder lie elsewhere."""
+"""The linears of the language model by their names at run time; towers, projectors and talkers lie elsewhere."""
 ATTENTION_LINEARS = r".*\blanguage_model\.layers\.\d+\.self_attn\.[qkvo]_proj"
 """Those of its attention alone."""
 
@@ -58,6 +58,8 @@ class Family:
     """Class that vLLM runs."""
     blueprint: Blueprint | None = None
     """None for AVT, which is composed."""
+    backbone: Blueprint | None = None
+    """Of AVT's language model."""
     core: str | None = None
     """Part of config.json that belongs to `trains`, where that is not all of it."""
     linears: str = LANGUAGE_LINEARS
@@ -68,5 +70,5 @@ class Family:
     """How a clip's sound reaches the model: `beside` as a sound of its own, or `interleaved` with the frames."""
     graphs: bool = False
     """Whether `imod export --onnx` has graphs for it."""
-    notes: tuple[str, ...] = ()
-    """What the table says where something is not offered, with the reason."""
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    """By column of `imod families`: why there is no figure, where that is known and documented."""

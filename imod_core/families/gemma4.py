@@ -116,6 +116,23 @@ def config(ids: Ids, rows: int) -> dict[str, Any]:
     }
 
 
+def pass_frame_counts(model: Any) -> None:
+    """Let videos through `model`'s forward, which in transformers 5.19 keeps the number of their frames to itself.
+
+    A hook encodes the videos and hands the result on; a transformers that passes the numbers is not disturbed.
+    """
+
+    def encode(module: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        pixels, counts = kwargs.get("pixel_values_videos"), kwargs.get("num_frames_per_video")
+        done = kwargs.get("mm_encoder_outputs") or {}
+        if pixels is None or counts is None or done.get("video") is not None:
+            return args, kwargs
+        video = module.model.get_video_features(pixels, kwargs.get("video_position_ids"), counts, return_dict=True)
+        return args, {**kwargs, "mm_encoder_outputs": {**done, "video": video}}
+
+    model.register_forward_pre_hook(encode, with_kwargs=True)
+
+
 PICTURES = {
     "do_convert_rgb": True,
     "do_normalize": False,

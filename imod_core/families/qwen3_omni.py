@@ -77,7 +77,13 @@ def _thinker(ids: Ids, rows: int) -> dict[str, Any]:
             **qwen3_vl.TEXT,
             **EXPERTS,
             "model_type": "qwen3_omni_moe_text",
-            "rope_scaling": {"interleaved": True, "mrope_interleaved": True, "mrope_section": [6, 5, 5], "rope_type": "default", "type": "default"},
+            "rope_scaling": {
+                "interleaved": True,
+                "mrope_interleaved": True,
+                "mrope_section": [6, 5, 5],
+                "rope_type": "default",
+                "type": "default",
+            },
             **ROPE,
             "shared_expert_intermediate_size": 0,
             "tie_word_embeddings": False,
@@ -94,7 +100,14 @@ def _thinker(ids: Ids, rows: int) -> dict[str, Any]:
 def _talker(ids: Ids) -> dict[str, Any]:
     sizes = {**qwen3_vl.TEXT, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
     plain = {key: value for key, value in sizes.items() if key != "rope_scaling"}
-    signs = ("codec_pad_id", "codec_bos_id", "codec_eos_token_id", "codec_nothink_id", "codec_think_bos_id", "codec_think_eos_id")
+    signs = (
+        "codec_pad_id",
+        "codec_bos_id",
+        "codec_eos_token_id",
+        "codec_nothink_id",
+        "codec_think_bos_id",
+        "codec_think_eos_id",
+    )
     return {
         "accept_hidden_layer": 1,
         "audio_end_token_id": ids["<|audio_end|>"],
@@ -182,10 +195,14 @@ FAMILY = Family(
         config=config,
         model="Qwen3OmniMoeForConditionalGeneration",
         generation=lambda ids: {
-            "eos_token_id": ids["<|im_end|>"], "pad_token_id": ids["<|endoftext|>"], "talker_max_new_tokens": 64,
+            "eos_token_id": ids["<|im_end|>"],
+            "pad_token_id": ids["<|endoftext|>"],
+            "talker_max_new_tokens": 64,
         },
         template=chat_template({**qwen3_vl.MEDIA, "audio": "<|audio_start|><|audio_pad|><|audio_end|>"}),
         template_file="chat_template.json",
-        files={"preprocessor_config.json": {**PICTURES, **qwen2_5_omni.SOUNDS, "processor_class": "Qwen3OmniMoeProcessor"}},
+        files={
+            "preprocessor_config.json": {**PICTURES, **qwen2_5_omni.SOUNDS, "processor_class": "Qwen3OmniMoeProcessor"}
+        },
     ),
 )

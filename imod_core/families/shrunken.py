@@ -14,6 +14,7 @@ import transformers
 from transformers.utils import logging
 
 from imod_core.artifacts import new_folder, write_json, write_text
+from imod_core.avt.build import build_base
 from imod_core.families import words
 from imod_core.families.family import Blueprint, Family
 
@@ -23,8 +24,16 @@ SHARDS = 3
 
 
 def build_shrunken(family: Family, out: Path, seed: int = 0) -> None:
-    """Write a shrunken model of `family` to `out`; raises as `write_shrunken`."""
-    write_shrunken(family.blueprint, out, seed)
+    """Write a shrunken model of `family` to `out`; AVT's towers are those of the tiny preset. Raises as
+    `write_shrunken`."""
+    if family.blueprint:
+        write_shrunken(family.blueprint, out, seed)
+    elif family.backbone:
+        with TemporaryDirectory() as place:
+            write_shrunken(family.backbone, Path(place) / "llm", seed)
+            build_base(
+                out, preset="tiny", llm=str(Path(place) / "llm"), vision=None, audio=None, seed=seed, dtype="float32"
+            )
 
 
 def write_shrunken(blueprint: Blueprint, out: Path, seed: int = 0) -> None:

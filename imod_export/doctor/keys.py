@@ -8,9 +8,11 @@ import io
 import warnings
 from collections.abc import Iterator
 from contextlib import redirect_stderr
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
+from imod_core.families import family_of
 from imod_export.doctor.companions import media
 from imod_export.doctor.finding import Finding, Patient
 
@@ -81,7 +83,7 @@ def _loading_info(patient: Patient) -> tuple[dict[str, Any] | None, str]:
             warnings.simplefilter("ignore")
             kind = _class(patient, transformers)
             options: dict[str, Any] = {"device_map": "meta", "ignore_mismatched_sizes": True}
-            _, info = kind.from_pretrained(patient.folder, output_loading_info=True, **options)
+            _, info = _loader(kind, transformers)(patient.folder, output_loading_info=True, **options)
             return info, ""
     except Exception as error:  # whatever transformers raises over a broken folder is the finding
         return None, (str(error).strip().split("\n")[0] or type(error).__name__)[:200]
@@ -90,8 +92,18 @@ def _loading_info(patient: Patient) -> tuple[dict[str, Any] | None, str]:
         logging.enable_progress_bar()
 
 
+def _loader(kind: Any, transformers: Any) -> Any:
+    """`from_pretrained` of all models, not a class's own: Qwen2.5-Omni's takes the pair of model and report for a
+    model."""
+    common = transformers.PreTrainedModel
+    return partial(common.from_pretrained.__func__, kind) if issubclass(kind, common) else kind.from_pretrained
+
+
 def _class(patient: Patient, transformers: Any) -> Any:
-    """The architecture's class, else the one that the model type goes with."""
+    """The class that holds all weights of the family, else the architecture's, else what the model type goes with."""
+    family = family_of(patient.config)
+    if family and family.blueprint and hasattr(transformers, family.blueprint.model):
+        return getattr(transformers, family.blueprint.model)
     name = str((patient.config.get("architectures") or [""])[0])
     if patient.config.get("model_type") == "avt" or not hasattr(transformers, name):
         return transformers.AutoModelForImageTextToText if media(patient) else transformers.AutoModelForCausalLM

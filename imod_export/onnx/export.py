@@ -45,12 +45,11 @@ def export_onnx(model: Path, target: Path, variants: Sequence[str] = (), small: 
     check_variants(variants)
     from imod_export.onnx.components import components_of
     from imod_export.onnx.graph import OPSET, SMALL_BYTES, trace, write
-    from imod_export.onnx.load import load_core
-    from imod_export.subject import load_processor, release_memory
+    from imod_export.subject import load_model, load_processor, release_memory
 
     limit = SMALL_BYTES if small is None else small
     target.mkdir(parents=True, exist_ok=True)
-    loaded = load_core(model).cpu()
+    loaded = load_model(model, "float32", "float32").cpu()
     components = components_of(loaded, load_processor(model))
     names = [component.name for component in components]
     for component in track(components, "ONNX graphs"):

@@ -19,7 +19,6 @@ from imod_core.errors import InputError
 from imod_core.modality import media_token_ids
 from imod_export.compare import common_prefix, distance, faults_of, same_greedy
 from imod_export.onnx.layout import AUDIO, DECODER, EMBED, FULL, VISION
-from imod_export.onnx.load import load_core
 from imod_export.onnx.prompt import Prompt
 from imod_export.onnx.runtime import OnnxModel
 from imod_export.onnx.variants import BITS, weight_errors
@@ -29,6 +28,7 @@ from imod_export.subject import (
     NEW_TOKENS,
     POSITIONS,
     Subject,
+    load_model,
     load_processor,
     modalities,
     placeholder_ids,
@@ -164,7 +164,7 @@ def _probes(folder: Path, probe_file: Path | None) -> list[Probe]:
 
 @torch.inference_mode()
 def _ask_transformers(model: Path, probes: list[Probe]) -> tuple[dict[str, _Reference], list[int]]:
-    subject, found = Subject(load_core(model), load_processor(model)), {}
+    subject, found = Subject(load_model(model, "float32", "float32"), load_processor(model)), {}
     for probe in track(probes, "transformers on probes, float32"):
         prompt = subject.prompt(probe)
         answer = subject.greedy(prompt)

@@ -133,7 +133,7 @@ def test_an_llm_that_scales_its_logits_is_refused(towers: list[str], tmp_path: P
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--preset", "tiny", "--llm", "x"], "takes no other part"),
+        (["--preset", "tiny", "--vision", "x"], "takes no other tower"),
         (["--llm", "x"], "all of --llm, --vision and --audio"),
         (["--llm", "./nowhere", "--vision", "x", "--audio", "x"], "nowhere does not exist"),
     ],

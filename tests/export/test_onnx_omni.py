@@ -15,7 +15,6 @@ from imod_core.cli import imod
 from imod_core.samples import Message
 from imod_export.compare import same_greedy
 from imod_export.onnx.layout import AUDIO, VISION
-from imod_export.onnx.load import load_core
 from imod_export.onnx.omni_inputs import smart_size
 from imod_export.onnx.runtime import OnnxModel
 from imod_export.probes import Probe, draw_picture, draw_sound, draw_video
@@ -201,7 +200,7 @@ def test_a_full_omni_checkpoint_is_read_through_its_thinker(folder, exported, su
     core = json.loads((full / "config.json").read_text())
     config = {"model_type": "qwen2_5_omni", "thinker_config": core, "enable_audio_output": False}
     (full / "config.json").write_text(json.dumps(config))
-    loaded = load_core(full).state_dict()
+    loaded = load_model(full, "float32", "float32").state_dict()
     assert all(torch.equal(value, loaded[name]) for name, value in subject.model.state_dict().items())
 
     graphs = shutil.copytree(exported / "onnx", tmp_path / "onnx")

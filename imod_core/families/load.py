@@ -1,0 +1,33 @@
+"""Which class of transformers a model folder is loaded by, and with which part of its configuration."""
+
+from pathlib import Path
+from typing import Any
+
+from imod_core.families import family_of
+
+
+def trained_class(folder: Path) -> tuple[Any, Any]:
+    """The class that is trained and its configuration: of an omni model the thinker's, which needs no voices.
+
+    A folder of no family here goes by its model type. What transformers raises over a bad folder is left to the caller.
+    """
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    import imod_core.avt  # noqa: F401  (registers AVT with the Auto classes)
+
+    config = transformers.AutoConfig.from_pretrained(folder)
+    family = family_of(config.to_dict())
+    if family and family.blueprint:
+        return getattr(transformers, family.trains), getattr(config, family.core) if family.core else config
+    several = config.model_type in (*MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, "avt")
+    return transformers.AutoModelForImageTextToText if several else transformers.AutoModelForCausalLM, config
+
+
+def mend(model: Any) -> None:
+    """Put right what the installed transformers does wrong with a loaded model's family, if anything."""
+    name = type(model).__name__
+    if name == "Gemma4ForConditionalGeneration":
+        from imod_core.families.gemma4 import pass_frame_counts
+
+        pass_frame_counts(model)
