@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from transformers.utils import logging
 
@@ -17,6 +17,7 @@ import imod_core.avt  # noqa: F401  (registers AVT with the Auto classes)
 from imod_core.avt import AvtConfig, AvtForConditionalGeneration
 from imod_core.console import console
 from imod_core.errors import InputError, MissingExtraError
+from imod_core.families.load import mend, trained_class
 from imod_core.hub import model_folder
 from imod_core.modality import media_token_ids
 from imod_core.positions import mend_video_positions
@@ -44,6 +45,7 @@ def load_base(recipe: Recipe) -> tuple[PreTrainedModel, Any]:
         if isinstance(error, InputError):
             raise
         raise InputError(f"The base '{folder}' cannot be loaded: {str(error).splitlines()[0]}") from None
+    mend(model)
     model.config.get_text_config().use_cache = False
     return model, processor
 
@@ -79,8 +81,7 @@ def core_config(folder: Path) -> Any:
     Raises:
         InputError: transformers has no class for it that takes media and text, or it names no placeholder.
     """
-    config = AutoConfig.from_pretrained(folder)
-    config = getattr(config, "thinker_config", config)
+    _, config = trained_class(folder)
     if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         raise InputError(
             f"The base '{folder}' is a {config.model_type} model: imod train takes AVT bases and models of "

@@ -30,7 +30,6 @@ SAMPLES = 12
 SCENES = ("--parts=drawn", "--clips=5", "--val-clips=1", "--test-clips=1", "--unseen-clips=1", "--workers=1")
 READY = " is ready at "
 """What `imod serve` prints between the model's name and the URL."""
-AVT = "avt"
 
 
 def try_road(recipe: Recipe, out: Path, serving: str = "vllm") -> None:
@@ -71,9 +70,8 @@ def _step(name: str, work: Callable[[], str | None]) -> None:
 def _family(recipe: Recipe) -> str:
     from imod_core.families import FAMILIES
 
-    known = (AVT, *FAMILIES)
-    if recipe.family not in known:
-        names = ", ".join(dict.fromkeys(known))
+    if recipe.family not in FAMILIES:
+        names = ", ".join(FAMILIES)
         raise InputError(f"The recipe's 'family' is {recipe.family!r}; for --smoke it must be one of {names}.")
     return recipe.family
 
@@ -81,10 +79,6 @@ def _family(recipe: Recipe) -> str:
 def _build(family: str, out: Path) -> str:
     """A random model of the family's architecture, a few megabytes."""
     from imod_core.families import FAMILIES
-
-    if family == AVT:
-        _imod("base", "build", "--preset", "tiny", "--out", out)
-        return "a tiny AVT"
     from imod_core.families.shrunken import build_shrunken
 
     build_shrunken(FAMILIES[family], out)
@@ -113,7 +107,7 @@ def _limited(sample: Sample, taken: set[str]) -> Sample:
 
 def _small(recipe: Recipe, out: Path) -> str:
     """The recipe for the shrunken model and a few steps."""
-    native = recipe.family != AVT
+    native = all("projectors" not in stage.train for stage in recipe.stages)
     small = replace(
         recipe,
         base=str(out / "base"),
