@@ -78,11 +78,8 @@ def _family(recipe: Recipe) -> str:
 
 def _build(family: str, out: Path) -> str:
     """A random model of the family's architecture, a few megabytes."""
-    from imod_core.families import FAMILIES
-    from imod_core.families.shrunken import build_shrunken
-
-    build_shrunken(FAMILIES[family], out)
-    return f"a shrunken {FAMILIES[family].title}"
+    _imod("base", "build", "--shrunken", family, "--out", out)
+    return f"a shrunken {family}"
 
 
 def _scenes(out: Path) -> str:
