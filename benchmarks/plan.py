@@ -2,8 +2,8 @@
 
     python benchmarks/plan.py RECIPE [--steps 3] [--set KEY=VALUE ...] [--json]
 
-For CPU runs. Every stage runs a few steps in a process of its own, whose peak the kernel tells when it ends; the plan is
-made for those steps in another process. Takes the time of the steps.
+For CPU runs. Every stage runs a few steps, in a process whose peak the kernel tells when it ends; the plan is made for
+those steps in another process. Takes the time of the steps.
 """
 
 import argparse

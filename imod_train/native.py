@@ -24,6 +24,8 @@ from imod_train.recipe import MediaSettings
 
 TRACK = "use_audio_in_video"
 """The option of Qwen omni's processors that weaves a video's own sound between its frames."""
+WITH_TRACK = "<video><audio>"
+"""Tags of a video and its own sound."""
 PADDED_POSITION = 1
 """Of padding where position ids are given: only the first token of a row may stand at 0."""
 
@@ -102,13 +104,13 @@ class SampleEncoder:
         tracks = [path for path in sample.audios if path in sample.videos] if self.weaves else []
         if not tracks:
             return messages, 0
-        if len(tracks) != len(sample.videos) or any("<audio>" in m.content.replace(_PAIR, "") for m in messages):
+        if len(tracks) != len(sample.videos) or any("<audio>" in m.content.replace(WITH_TRACK, "") for m in messages):
             raise InputError(
                 f"The sample '{sample.id}' mixes videos with their own sound and other sounds or silent videos: this "
                 "model takes one kind in a sample."
             )
-        kept = [Message(m.role, m.content.replace(_PAIR, "<video>")) for m in messages]
-        return kept, sum(m.content.count(_PAIR) for m in messages)
+        kept = [Message(m.role, m.content.replace(WITH_TRACK, "<video>")) for m in messages]
+        return kept, sum(m.content.count(WITH_TRACK) for m in messages)
 
     def _media(self, sample: Sample, count: int) -> dict[str, list[Any]]:
         """The first `count` media of a sample, decoded, by tag."""
@@ -134,9 +136,6 @@ class SampleEncoder:
             arguments["videos"] = told.pop("videos")
             arguments["videos_kwargs"] = {**told, **self.options.get("videos", {}), **({TRACK: True} if woven else {})}
         return arguments
-
-
-_PAIR = "<video><audio>"
 
 
 class NativeDataset(KeptItems):

@@ -11,6 +11,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,10 @@ def train(recipe: Recipe, run: Path, resume: bool = False) -> Path:
     _save(peft_model, run)
     base = {"path": recipe.base, "sha256": inputs["base"], "model_type": model.config.model_type}
     seconds = round(time.monotonic() - started, 1)
-    write_manifest(run, "run", method=recipe.method, base=base, imod=imod, seconds=seconds, torch=torch.__version__)
+    read = {name: value for name, value in asdict(recipe.media).items() if value is not None}
+    write_manifest(
+        run, "run", method=recipe.method, base=base, imod=imod, media=read, seconds=seconds, torch=torch.__version__
+    )
     console.print(f"Adapter written to {run / 'adapter'}")
     return run / "adapter"
 
