@@ -4,12 +4,15 @@ Each subcommand lives in the package that owns its noun; this file only knows wh
 """
 
 import importlib
+import logging
 import sys
 
 import click
 
 from imod_core import __version__
 from imod_core.errors import ImodError, MissingExtraError
+
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # tells on CPUs, whenever PEFT is imported, of faster kernels
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "quickstart": ("imod_core.quickstart:quickstart", "Run the whole road on the embedded data."),
@@ -31,6 +34,7 @@ EXTRA_OF = {
     "peft": "train",
     "timm": "train",
     "accelerate": "train",
+    "bitsandbytes": "qlora",
     "matplotlib": "export",
     "gguf": "train",
     "vllm": "serve",

@@ -9,6 +9,7 @@ from typing import Any
 from imod_core.artifacts import MANIFEST, model_identity, read_manifest, sha256
 from imod_core.console import console
 from imod_core.errors import ImodError, InputError, MissingFileError
+from imod_core.hub import download, is_hub_name
 from imod_export.adapter import CONFIG, WEIGHTS
 from imod_export.quantised import quantisation
 from imod_export.tensors import read_json
@@ -169,19 +170,6 @@ def _base_folder(name: Path | str | None, owner: Path) -> Path:
         raise MissingFileError(f"{owner} does not name its base: give it with --base DIR.")
     if (folder := Path(name)).is_dir():
         return folder
-    if isinstance(name, str) and name.count("/") == 1 and name[0] not in "./~":
-        return _from_hub(name, owner)
+    if is_hub_name(name):
+        return download(str(name), f"The base {name} of {owner}")
     raise MissingFileError(f"The base {name} is no folder: give the base of {owner} with --base DIR.")
-
-
-def _from_hub(name: str, owner: Path) -> Path:
-    """The local copy of a hub model, downloaded if need be; pickles are left there."""
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, ignore_patterns=["*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.gguf"]))
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise MissingFileError(
-            f"The base {name} of {owner} is neither a folder nor to be had from the hub ({reason}): give --base DIR."
-        ) from None

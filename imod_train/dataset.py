@@ -1,10 +1,9 @@
-"""Samples as the trainer eats them: token ids, labels and cached tower states, padded into batches."""
+"""Samples for AVT as the trainer eats them: token ids, labels and cached tower states, padded into batches."""
 
 from collections.abc import Sequence
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from imod_core.avt.processing_avt import AvtProcessor
@@ -13,13 +12,11 @@ from imod_core.avt.states import KINDS, TowerStates
 from imod_core.errors import InputError
 from imod_core.samples import Sample
 from imod_train.branches import PADDING, branch_mask, group_by_media, join
+from imod_train.items import KeptItems
 from imod_train.words import word_table
 
-KEPT_BYTES = 512 << 20
-"""States kept in memory; beyond that items are read from disk each time."""
 
-
-class SampleDataset(Dataset):
+class SampleDataset(KeptItems):
     """One item a row: `input_ids`, `labels`, `positions`, `branches` (L,), and the states of its media by kind.
 
     A row is a sample, or up to `questions_per_row` samples about the same media.
@@ -34,22 +31,8 @@ class SampleDataset(Dataset):
                 f"The sample '{unanswered}' has no answer to learn: its last message must be the assistant's."
             )
         check_texts(processor, samples)
-        self.rows = group_by_media(samples, questions_per_row)
+        super().__init__(group_by_media(samples, questions_per_row))
         self.processor, self.states = processor, states
-        self._kept: dict[int, dict] = {}
-        self._room = KEPT_BYTES
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> dict:
-        if index not in self._kept:
-            item = self._make(index)
-            self._room -= sum(state.nbytes for states in item["states"].values() for state in states)
-            if self._room < 0:
-                return item
-            self._kept[index] = item
-        return self._kept[index]
 
     def _make(self, index: int) -> dict:
         samples = self.rows[index]

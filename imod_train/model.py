@@ -1,73 +1,55 @@
-"""The model of a run: the frozen base with a plain PEFT LoRA adapter on its LLM and trainable projectors beside it."""
+"""The model of a run: the frozen base with a plain PEFT LoRA adapter on its LLM and, of AVT, trainable projectors."""
 
 import re
-from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+from transformers import PreTrainedModel
 
-import imod_core.avt  # noqa: F401  (registers AVT with the Auto classes)
-from imod_core.avt import AvtConfig, AvtProcessor
-from imod_core.errors import InputError, MissingFileError
-from imod_train.recipe import LoraSettings, Recipe
+from imod_core.errors import InputError
+from imod_train.base import decoder_name, is_avt
+from imod_train.recipe import LoraSettings
 
 PROJECTORS = ("vision_projector", "audio_projector")
-ATTENTION_ON_CPU = "eager"
-"""On CPUs plain matrix products beat the fused kernel at short lengths in bfloat16 (about twice as fast)."""
-
-
-def load_base(recipe: Recipe) -> tuple[PreTrainedModel, AvtProcessor]:
-    """The base in the recipe's precision, and its processor.
-
-    Raises:
-        MissingFileError: the base is no model folder.
-        InputError: its architecture cannot be trained here.
-    """
-    folder = Path(recipe.base)
-    if not (folder / "config.json").is_file():
-        raise MissingFileError(
-            f"The base '{folder}' is no model folder (no config.json): build one with imod base build."
-        )
-    attention = "sdpa" if torch.cuda.is_available() else ATTENTION_ON_CPU
-    try:
-        config = AutoConfig.from_pretrained(folder)
-        if not isinstance(config, AvtConfig):
-            raise InputError(f"The base '{folder}' is a {config.model_type} model; imod train takes AVT bases.")
-        model = AutoModelForImageTextToText.from_pretrained(
-            folder, dtype=getattr(torch, recipe.precision), attn_implementation=attention
-        )
-        processor = AutoProcessor.from_pretrained(folder)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"The base '{folder}' cannot be loaded: {str(error).splitlines()[0]}") from None
-    model.config.text_config.use_cache = False
-    return model, processor
 
 
 def add_adapter(model: PreTrainedModel, lora: LoraSettings, seed: int) -> PeftModel:
-    """LoRA on the LLM's linears and copies of the projectors as PEFT's saved modules, all float32."""
+    """LoRA on the LLM's linears and, of AVT, copies of the projectors as PEFT's saved modules, all float32.
+
+    Raises:
+        InputError: a target names no linear layer of the LLM.
+    """
+    decoder = decoder_name(model)
+    _check_targets(model.get_submodule(decoder), lora.targets)
     names = "|".join(re.escape(name) for name in lora.targets)
     torch.manual_seed(seed)
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]
         lora_dropout=lora.dropout,
-        target_modules=rf".*\.language_model\..*\.(?:{names})",
-        modules_to_save=list(PROJECTORS),
+        target_modules=rf"{re.escape(decoder)}\..*\.(?:{names})",
+        modules_to_save=list(PROJECTORS) if is_avt(model) else None,
         task_type="CAUSAL_LM",
     )
-    try:
-        peft_model = get_peft_model(model, config)
-    except ValueError as error:
-        raise InputError(f"lora.targets {list(lora.targets)} cannot be adapted: {error}") from None
+    peft_model = get_peft_model(model, config)
     for parameter in peft_model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return peft_model
+
+
+def _check_targets(decoder: torch.nn.Module, targets: tuple[str, ...]) -> None:
+    """Every target must be there: one that is not, as in a mixture whose experts are one tensor, would go unnoticed."""
+    linears = {
+        name.rpartition(".")[2] for name, module in decoder.named_modules() if isinstance(module, torch.nn.Linear)
+    }
+    if missing := [name for name in targets if name not in linears]:
+        found = ", ".join(sorted(linears)) or "none"
+        raise InputError(
+            f"lora.targets {list(targets)} cannot be adapted: the language model has no linear layer "
+            f"{', '.join(missing)}; it has {found}."
+        )
 
 
 def set_trainable(model: PeftModel, train: tuple[str, ...]) -> None:

@@ -31,6 +31,7 @@ METHODS = ("lora", "imod")
 PRECISIONS = ("float32", "bfloat16")
 TRAINABLE = ("projectors", "adapter")
 OBJECTIVES = ("answers", "words")
+QUANTIZATIONS = ("nf4",)
 SCHEDULES = ("constant_with_warmup", "cosine", "linear")
 LLM_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -50,6 +51,23 @@ class LoraSettings:
         _require(self.alpha > 0, "lora.alpha", self.alpha, "a number above 0")
         _require(0 <= self.dropout < 1, "lora.dropout", self.dropout, "a number from 0 up to, not including, 1")
         _require(len(self.targets) > 0, "lora.targets", list(self.targets), "at least one layer name")
+
+
+@dataclass(frozen=True)
+class MediaSettings:
+    """How much of a medium a native model reads. Not read by AVT bases: theirs is part of the base."""
+
+    video_frames: int | None = None
+    """Frames of a video, placed by the model's own rule; as many as its processor takes if not given."""
+    image_pixels: int | None = None
+    """Most pixels of a picture, beyond which it is scaled down; the processor's own limit if not given."""
+    video_pixels: int | None = None
+    """Most pixels of a video frame."""
+
+    def __post_init__(self) -> None:
+        for name in ("video_frames", "image_pixels", "video_pixels"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"media.{name}", value, "a whole number of at least 1")
 
 
 @dataclass(frozen=True)
@@ -120,15 +138,25 @@ class Recipe:
     """A whole training run."""
 
     base: str
-    """Folder of the base model."""
+    """Folder of the base model, or its name on the hub."""
     stages: tuple[Stage, ...]
+    family: str | None = None
+    """The model family, whose shrunken model `imod train --smoke` takes in place of the base."""
     method: str = "imod"
     """`imod`, or `lora` for the plain baseline: same data order, same initial weights."""
     lora: LoraSettings = field(default_factory=LoraSettings)
     imod: ImodConfig = field(default_factory=ImodConfig)
     """IMoD's settings; not read by `lora`."""
+    media: MediaSettings = field(default_factory=MediaSettings)
     precision: str = "bfloat16"
     """Of the frozen LLM and of the products; adapters, projectors and their gradients are float32."""
+    base_quantization: str | None = None
+    """`nf4`: the LLM's linear layers in 4 bits (QLoRA), by bitsandbytes. The adapter is merged into the base as it
+    lies on disk."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in backward in place of keeping them: less memory, a third more time."""
+    workers: int = 0
+    """Processes that decode and encode samples ahead of the training step; 0: none beside it."""
     seed: int = 42
     """Of adapter initialisation, data order, dropout and noise. 42: the paper's baseline."""
     state_cache: str | None = None
@@ -137,6 +165,9 @@ class Recipe:
     def __post_init__(self) -> None:
         _require(self.method in METHODS, "method", self.method, " or ".join(METHODS))
         _require(self.precision in PRECISIONS, "precision", self.precision, " or ".join(PRECISIONS))
+        known = self.base_quantization in (None, *QUANTIZATIONS)
+        _require(known, "base_quantization", self.base_quantization, f"{' or '.join(QUANTIZATIONS)}, or left out")
+        _require(self.workers >= 0, "workers", self.workers, "a whole number of at least 0")
         _require(self.seed >= 0, "seed", self.seed, "a whole number of at least 0")
         _require(len(self.stages) > 0, "stages", list(self.stages), "at least one stage")
         names = [stage.name for stage in self.stages]

@@ -10,12 +10,15 @@ RUN/manifest.json      base identity, method, digests; written last
 import json
 import os
 import time
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
+from torch.utils.data import Dataset
 
 from imod_core.artifacts import (
     MANIFEST,
@@ -27,16 +30,14 @@ from imod_core.artifacts import (
     write_manifest,
     write_text,
 )
-from imod_core.avt.configuration_avt import AvtConfig
-from imod_core.avt.processing_avt import AvtProcessor
-from imod_core.avt.states import TowerStates
 from imod_core.console import console
 from imod_core.errors import InputError
+from imod_core.hub import model_folder
 from imod_core.samples import read_samples
 from imod_train.attachment import attach
-from imod_train.calibrate import calibrate
-from imod_train.dataset import SampleDataset
-from imod_train.model import add_adapter, load_base, set_trainable
+from imod_train.base import load_base
+from imod_train.feed import make_feed
+from imod_train.model import add_adapter, set_trainable
 from imod_train.recipe import TRAINABLE, Recipe, Stage, read_recipe
 from imod_train.stage import run_stage
 
@@ -60,25 +61,26 @@ def train(recipe: Recipe, run: Path, resume: bool = False) -> Path:
     inputs = _inputs(recipe)
     _check_inputs(run, inputs)
     model, processor = load_base(recipe)
-    states = TowerStates(Path(recipe.base), processor, Path(recipe.state_cache or run.parent / "states"))
-    states.prepare(sample for stage in samples.values() for sample in stage)
-    datasets = {
-        stage.name: SampleDataset(samples[stage.name], processor, states, stage.questions_per_row)
-        for stage in recipe.stages
-    }
+    feed = make_feed(recipe, model, processor, run.parent / "states")
+    datasets = feed.datasets(samples)
+    if recipe.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     peft_model = add_adapter(model, recipe.lora, recipe.seed)
-    calibrate(peft_model, samples[recipe.stages[0].name], states)
+    feed.prepare(peft_model, samples)
     imod = _imod_state(peft_model, recipe)
     run.mkdir(parents=True, exist_ok=True)
     write_json(run / INPUTS, inputs)
     write_text(run / "recipe.yaml", recipe.to_yaml())
     started = time.monotonic()
     for stage in recipe.stages:
-        _stage(peft_model, recipe, stage, datasets[stage.name], processor, run)
+        _stage(peft_model, recipe, stage, datasets[stage.name], feed.collator(stage), run)
     _save(peft_model, run)
-    base = {"path": recipe.base, "sha256": inputs["base"], "model_type": AvtConfig.model_type}
+    base = {"path": recipe.base, "sha256": inputs["base"], "model_type": model.config.model_type}
     seconds = round(time.monotonic() - started, 1)
-    write_manifest(run, "run", method=recipe.method, base=base, imod=imod, seconds=seconds, torch=torch.__version__)
+    read = {name: value for name, value in asdict(recipe.media).items() if value is not None}
+    write_manifest(
+        run, "run", method=recipe.method, base=base, imod=imod, media=read, seconds=seconds, torch=torch.__version__
+    )
     console.print(f"Adapter written to {run / 'adapter'}")
     return run / "adapter"
 
@@ -99,15 +101,13 @@ def _is_finished(run: Path, recipe: Recipe, resume: bool) -> bool:
     return False
 
 
-def _stage(
-    model: PeftModel, recipe: Recipe, stage: Stage, data: SampleDataset, processor: AvtProcessor, run: Path
-) -> None:
+def _stage(model: PeftModel, recipe: Recipe, stage: Stage, data: Dataset, collator: Callable, run: Path) -> None:
     """Run a stage, or load what it came to if it is done."""
     result = run / "checkpoints" / f"{stage.name}.safetensors"
     if result.is_file():
         set_peft_model_state_dict(model, load_file(result))
         return
-    run_stage(model, recipe, stage, data, processor.tokenizer, run)
+    run_stage(model, recipe, stage, data, collator, run)
     partial = result.with_suffix(".partial")
     save_file(
         {k: v.contiguous() for k, v in get_peft_model_state_dict(model, save_embedding_layers=False).items()}, partial
@@ -125,7 +125,8 @@ def _save(model: PeftModel, run: Path) -> None:
 def _inputs(recipe: Recipe) -> dict[str, Any]:
     """Digests of what the run is made from."""
     data = sorted({path for stage in recipe.stages for path in stage.data})
-    return {"base": model_identity(Path(recipe.base)), "data": {path: sha256(Path(path)) for path in data}}
+    base = model_identity(model_folder(recipe.base, "base"))
+    return {"base": base, "data": {path: sha256(Path(path)) for path in data}}
 
 
 def _check_inputs(run: Path, inputs: dict[str, Any]) -> None:

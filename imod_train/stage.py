@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from transformers.integrations import TensorBoardCallback
 from imod_core.artifacts import write_text
 from imod_core.console import console, progress
 from imod_train.callback import ImodCallback
-from imod_train.dataset import Collator, add_noise
+from imod_train.dataset import add_noise
 from imod_train.model import parameter_groups, set_trainable
 from imod_train.recipe import Recipe, Stage
 from imod_train.words import batch_words_loss
@@ -98,7 +99,7 @@ class Metrics(TrainerCallback):
             console.print(f"{self.stage} {state.global_step}/{state.max_steps}: loss {values['loss']}")
 
 
-def run_stage(model: PeftModel, recipe: Recipe, stage: Stage, data: Dataset, tokenizer: Any, run: Path) -> None:
+def run_stage(model: PeftModel, recipe: Recipe, stage: Stage, data: Dataset, collator: Callable, run: Path) -> None:
     """Train `model` in place through one stage, going on from its last whole checkpoint if there is one."""
     set_trainable(model, stage.train)
     folder = run / "checkpoints" / stage.name
@@ -111,7 +112,7 @@ def run_stage(model: PeftModel, recipe: Recipe, stage: Stage, data: Dataset, tok
         model=model,
         args=_arguments(recipe, stage, folder),
         train_dataset=data,
-        data_collator=Collator(tokenizer, stage.objective == "words", getattr(torch, recipe.precision)),
+        data_collator=collator,
         callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)
@@ -163,6 +164,7 @@ def _arguments(recipe: Recipe, stage: Stage, folder: Path) -> TrainingArguments:
         report_to=[],
         disable_tqdm=True,
         remove_unused_columns=False,
+        dataloader_num_workers=recipe.workers,
         dataloader_pin_memory=cuda,
         logging_nan_inf_filter=False,
     )

@@ -61,6 +61,7 @@ class TowerStates:
         if missing:
             for batch in track(_batches(missing.values()), f"Tower states of {len(missing)} media, in batches"):
                 self._compute(batch)
+            self._towers = None  # their memory is better used by what trains on the states
 
     def get(self, kind: str, path: Path) -> torch.Tensor:
         """The state `(tokens, C)` of a medium that `prepare` has seen."""

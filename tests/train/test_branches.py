@@ -8,9 +8,9 @@ import torch
 from imod_core.avt.states import TowerStates
 from imod_core.modality import IGNORED, NON_TEXT, token_modality
 from imod_core.samples import Message, Sample, read_samples
+from imod_train.base import load_base
 from imod_train.branches import PADDING, branch_mask, group_by_media
 from imod_train.dataset import Collator, SampleDataset
-from imod_train.model import load_base
 from imod_train.recipe import Recipe, Stage
 
 PER_ROW = 3

@@ -22,9 +22,10 @@ from transformers import AutoModelForImageTextToText, LlamaConfig, LlamaForCausa
 import imod_core.avt  # noqa: F401
 from imod_core.avt.states import TowerStates
 from imod_core.samples import read_samples
+from imod_train.base import load_base
 from imod_train.calibrate import calibrate
 from imod_train.dataset import Collator, SampleDataset
-from imod_train.model import add_adapter, load_base
+from imod_train.model import add_adapter
 from imod_train.recipe import read_recipe
 from imod_train.stage import last_whole_checkpoint
 

@@ -1,0 +1,40 @@
+"""Training items, made when they are first asked for and kept while there is room."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import Dataset
+
+KEPT_BYTES = 512 << 20
+"""Items kept in memory; beyond that they are made each time."""
+
+
+class KeptItems(Dataset):
+    """One item a row, made by `_make`; at most `KEPT_BYTES` of them stay in memory, those that came first."""
+
+    def __init__(self, rows: Sequence[Any]):
+        self.rows = rows
+        self._kept: dict[int, dict[str, Any]] = {}
+        self._room = KEPT_BYTES
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if index not in self._kept:
+            item = self._make(index)
+            self._room -= nbytes(item)
+            if self._room < 0:
+                return item
+            self._kept[index] = item
+        return self._kept[index]
+
+    def _make(self, index: int) -> dict[str, Any]:
+        raise NotImplementedError
+
+
+def nbytes(item: dict[str, Any]) -> int:
+    """Bytes of an item's tensors."""
+    return sum(leaf.nbytes for leaf in tree_leaves(item) if isinstance(leaf, torch.Tensor))
