@@ -12,6 +12,8 @@ from typing import Any
 AVT_ARCHITECTURE = "AvtForConditionalGeneration"
 BACKEND = "vllm.model_executor.models.transformers:TransformersMultiModalForCausalLM"
 VIDEO_BACKEND = "imod"
+CONNECTOR = "imod"
+"""Name of the media connector that holds clients to limits."""
 ALL_FRAMES = 32
 """Taken where a request asks for all frames; as many as vLLM takes by default."""
 
@@ -20,7 +22,7 @@ logger = logging.getLogger("vllm.imod")
 
 def register() -> None:
     """Register AVT and its video decoding with transformers and vLLM. Safe to call again; never raises."""
-    for step in (_register_model, _register_video):
+    for step in (_register_model, _register_video, _register_connector):
         try:
             step()
         except Exception as error:
@@ -35,6 +37,15 @@ def _register_model() -> None:
     imod_core.avt.register()
     if AVT_ARCHITECTURE not in ModelRegistry.get_supported_archs():
         ModelRegistry.register_model(AVT_ARCHITECTURE, BACKEND)
+
+
+def _register_connector() -> None:
+    """Used where VLLM_MEDIA_CONNECTOR names it."""
+    from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY
+
+    from imod_serve.connector import LimitedConnector
+
+    MEDIA_CONNECTOR_REGISTRY.register(CONNECTOR)(LimitedConnector)
 
 
 def _register_video() -> None:
