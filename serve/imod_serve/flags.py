@@ -183,9 +183,9 @@ def _check_extra(extra: Sequence[str]) -> None:
             continue
         name = _name(flag)
         # vLLM's parser takes beginnings of its flags for the whole.
-        for ours in (full for full in OURS if full == name or (full.startswith(name) and len(name) > 2)):
+        for ours in (full for full in OURS if full == name or (full.startswith(name) and len(name) > 1)):
             raise InputError(f"--{ours} after -- is not passed on: give {OURS[ours]} to `imod serve` itself.")
-        for unsafe in (full for full in UNSAFE if full == name or (full.startswith(name) and len(name) > 2)):
+        for unsafe in (full for full in UNSAFE if full == name or (full.startswith(name) and len(name) > 1)):
             raise InputError(f"--{unsafe} {UNSAFE[unsafe]}, or start vLLM without `imod serve`.")
 
 
