@@ -120,17 +120,14 @@ class Guard:
 
     async def _read(self, receive: Any, headers: dict[str, str]) -> bytes:
         most = self.limits.request_bytes
-        announced = headers.get("content-length", "0")
-        too_large = announced.isdigit() and int(announced) > most
         chunks, size, more = [], 0, True
         while more and size <= DRAINED * most:
             message = await receive()
             body, more = message.get("body", b""), message.get("more_body", False)
             size += len(body)
-            too_large = too_large or size > most
-            chunks = [] if too_large else chunks
-            chunks.append(b"" if too_large else body)
-        if too_large:
+            if size <= most:
+                chunks.append(body)
+        if size > most:
             raise Refusal(413, f"The request has more than the {most:,} bytes that are taken here.")
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if size and kind not in (JSON_BODY, FORM_BODY):

@@ -101,7 +101,7 @@ def test_with_a_key_any_name_will_do(settings):
     assert ask(settings(VLLM_API_KEY="key"), "GET", "/v1/models", headers=headers).status_code == 200
 
 
-def test_a_body_that_is_too_large_is_refused_by_its_header_and_while_it_comes(settings):
+def test_a_body_that_is_too_large_is_refused_whether_it_says_so_or_not(settings):
     guard = settings(Limits(request_bytes=1000))
 
     async def chunks():
