@@ -50,7 +50,7 @@ class Guard:
         self.key = os.environ.get("VLLM_API_KEY")
         self.loopback_only = LOOPBACK_ONLY in os.environ
         self.ready = Path(os.environ[READY]) if READY in os.environ else None
-        self.active = 0
+        self.active = self.held = 0
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "websocket":
@@ -78,7 +78,7 @@ class Guard:
         if scope["method"] in ("GET", "HEAD", "OPTIONS"):
             await self.app(scope, receive, send)
         elif self.active >= self.limits.requests:
-            raise Refusal(429, f"{self.active} requests are in work: send it again later.", **{"retry-after": "1"})
+            raise _too_busy()
         else:
             self.active += 1
             try:
@@ -100,6 +100,7 @@ class Guard:
     async def _answer_in_time(self, scope: Any, receive: Any, send: Any, headers: dict[str, str]) -> None:
         """Read the body, pass it on, and break off what takes too long."""
         begun = False
+        held: list[bytes] = []
 
         async def watched(message: Any) -> None:
             nonlocal begun
@@ -109,7 +110,7 @@ class Guard:
         body = None
         try:
             async with asyncio.timeout(self.limits.request_seconds) as clock:
-                body = await self._read(receive, headers)
+                body = await self._read(receive, headers, held)
                 await self.app(scope, _replay(body, receive), watched)
         except TimeoutError:
             if not clock.expired():
@@ -117,22 +118,29 @@ class Guard:
             if not begun:
                 status, what = (408, "sent") if body is None else (504, "answered")
                 raise Refusal(status, f"The request was not {what} within {self.limits.request_seconds} s.") from None
+        finally:
+            self.held -= sum(map(len, held))
 
-    async def _read(self, receive: Any, headers: dict[str, str]) -> bytes:
+    async def _read(self, receive: Any, headers: dict[str, str], held: list[bytes]) -> bytes:
+        """The body, which also stays in `held` and is counted in `self.held` from its first piece on."""
         most = self.limits.request_bytes
-        chunks, size, more = [], 0, True
+        size, more = 0, True
         while more and size <= DRAINED * most:
             message = await receive()
             body, more = message.get("body", b""), message.get("more_body", False)
             size += len(body)
             if size <= most:
-                chunks.append(body)
+                if self.held + len(body) > self.limits.held_bytes:
+                    raise _too_busy()
+                self.held += len(body)
+                held.append(body)
         if size > most:
             raise Refusal(413, f"The request has more than the {most:,} bytes that are taken here.")
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if size and kind not in (JSON_BODY, FORM_BODY):
             raise Refusal(415, f"The body is {kind or 'of no type'}: expected {JSON_BODY}.")
-        return b"".join(chunks)
+        held[:] = [b"".join(held)]
+        return held[0]
 
 
 def _replay(body: bytes, receive: Any) -> Any:
@@ -152,6 +160,10 @@ def _replay(body: bytes, receive: Any) -> Any:
 def _has_key(headers: dict[str, str], key: str) -> bool:
     scheme, _, given = headers.get("authorization", "").partition(" ")
     return scheme.lower() == "bearer" and hmac.compare_digest(given.encode("latin-1"), key.encode())
+
+
+def _too_busy() -> Refusal:
+    return Refusal(429, "Too many requests are in work: send it again later.", **{"retry-after": "1"})
 
 
 def _error(refusal: Refusal) -> bytes:

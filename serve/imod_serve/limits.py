@@ -26,7 +26,7 @@ READY = "IMOD_SERVE_READY"
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of one request, but for `requests`; each is the largest value that is still taken."""
+    """Bounds of one request, and of all at once; each is the largest value that is still taken."""
 
     images: int = 4
     audios: int = 4
@@ -38,6 +38,8 @@ class Limits:
     """From its first byte to the last of its answer."""
     requests: int = 256
     """Being answered or waiting at once; more get a 429, which clients send again."""
+    held_bytes: int = 1 << 30
+    """Of all bodies at once; what comes beyond gets a 429 too."""
     image_pixels: int = MAX_PIXELS
     audio_seconds: int = int(MAX_SECONDS)
     audio_channels: int = 6

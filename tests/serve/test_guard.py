@@ -170,6 +170,13 @@ def test_more_requests_than_allowed_are_told_to_come_again(settings):
     assert later.status_code == 200
 
 
+def test_bodies_together_are_bounded_and_let_go_of(settings):
+    guard = settings(Limits(held_bytes=1000))
+    for size, status in ((1001, 429), (1000, 200), (1000, 200)):
+        assert ask(guard, content=b"x" * size, headers=JSON).status_code == status
+    assert (guard.held, guard.active) == (0, 0)
+
+
 @pytest.mark.parametrize("path", ["/scale_elastic_ep", "/start_profile"])
 def test_clients_do_not_steer_the_engine_even_with_the_key(settings, path):
     guard = settings(VLLM_API_KEY="key")
