@@ -34,8 +34,6 @@ OURS = {
     "model": "DIR",
     "allowed-media-domains": "--allow-media-domain",
     "limit-mm-per-prompt": "--limit images=N",
-    "enable-lora": "--lora",
-    "lora-modules": "--lora",
 }
 """vLLM flags that the launcher must know itself, and what to use instead."""
 UNSAFE = {
@@ -47,6 +45,8 @@ UNSAFE = {
     "trust-request-chat-template": "lets clients run templates of their own: give --chat-template",
     "enable-mm-embeds": "takes tensors from clients, past all limits on media: send the media",
     "enable-prompt-embeds": "takes tensors from clients, past all limits on media: send the prompt",
+    "grpc": "takes requests past our layer: use HTTP",
+    "grpc-port": "takes requests past our layer: use HTTP",
     "uds": "hides the server from the probe: put a proxy on the socket in front of it",
     "ssl-keyfile": "hides the server from the probe: end TLS in a proxy in front of it",
     "ssl-certfile": "hides the server from the probe: end TLS in a proxy in front of it",
@@ -54,6 +54,7 @@ UNSAFE = {
 """vLLM flags that undo what this launcher promises, each with its reason and the way out."""
 UNSAFE_VARIABLES = {
     "VLLM_SERVER_DEV_MODE": "opens routes that steer the engine",
+    "VLLM_USE_RUST_FRONTEND": "takes requests past our layer",
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "lets clients load adapters from any path",
 }
 

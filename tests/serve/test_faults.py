@@ -18,8 +18,8 @@ from imod_serve.launcher import Server
 
 from .conftest import API_KEY, descendants, gone
 
-pytestmark = [pytest.mark.server, pytest.mark.timeout(600)]
-BOUND = 60.0
+pytestmark = [pytest.mark.server, pytest.mark.timeout(1800)]
+BOUND = 120.0
 """Seconds within which a client hears of a dead engine, on a machine that does other things too."""
 
 
@@ -97,7 +97,7 @@ def test_a_killed_engine_ends_requests_in_time_and_is_started_again_as_often_as_
         os.kill(next(pid for pid in first if comm(pid).startswith("VLLM::Engine")), signal.SIGKILL)
         wait_for(lambda: "restart 1 of 1" in notes.read_text(), "the restart")
         assert ready(url) != 200
-        wait_for(lambda: ready(url) == 200, "readiness after the restart", seconds=240)
+        wait_for(lambda: ready(url) == 200, "readiness after the restart", seconds=600)
         wait_for(lambda: asking.outcomes[-1][2] == 200, "an answer after the restart")
         assert gone(first), "processes of the dead server are left"
         struck = [(begun, ended, outcome) for begun, ended, outcome in asking.outcomes if begun < killed < ended]

@@ -14,7 +14,7 @@ from imod_serve.local import LocalModel
 from imod_serve.lora import SAVED, find_adapter, prepare_adapter
 from imod_serve.probe import EXAMPLES, _ask, distance
 
-pytestmark = [pytest.mark.server, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.server, pytest.mark.timeout(1200)]
 QUESTION = "Where is the louder instrument?"
 CLOSE = 1e-4
 """Of a log probability in float32: the adapter beside its base rounds otherwise than the merged weights."""
