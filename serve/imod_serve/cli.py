@@ -3,13 +3,14 @@
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from imod_core.errors import InputError, MissingFileError
+from imod_core.errors import ImodError, InputError, MissingFileError
 
 if TYPE_CHECKING:
     from imod_serve.local import LocalModel
@@ -46,22 +47,26 @@ def serve(
     vLLM gets the flags that the folder calls for; flags after -- are added and win over those. The names that --limit
     takes are listed in docs/threat-model.md and in the sentence that refuses another.
     """
-    from imod_serve.launcher import Server
-    from imod_serve.limits import Limits
-    from imod_serve.notes import note, use_json
+    from imod_serve.notes import fail, use_json
 
     use_json(log_format == "json")
+    try:
+        _serve(words, api_key_file, limits, json_logs=log_format == "json", adapter=lora, restarts=restart, **options)
+    except ImodError as error:
+        if log_format != "json":
+            raise
+        fail(str(error))
+        sys.exit(error.exit_code)
+
+
+def _serve(words: tuple[str, ...], api_key_file: Path | None, limits: tuple[str, ...], **options: Any) -> None:
+    from imod_serve.launcher import Server
+    from imod_serve.limits import Limits
+    from imod_serve.notes import note
+
     folder = words[0] if words and not words[0].startswith("-") else None
-    server = Server(
-        folder,
-        adapter=lora,
-        api_key=read_api_key(api_key_file),
-        limits=Limits().changed(limits),
-        json_logs=log_format == "json",
-        restarts=restart,
-        extra=words[1:] if folder else words,
-        **options,
-    )
+    key, limited, extra = read_api_key(api_key_file), Limits().changed(limits), words[1:] if folder else words
+    server = Server(folder, api_key=key, limits=limited, extra=extra, **options)
     note("vllm serve " + " ".join(server.flags), flags=server.flags)
     signal.signal(signal.SIGTERM, _interrupt)
     try:

@@ -73,10 +73,9 @@ class Limits:
         values = {}
         for setting in settings:
             name, _, number = setting.partition("=")
-            if name not in {field.name for field in fields(self)}:
-                raise InputError(
-                    f"--limit {setting}: there is {', '.join(f.name for f in fields(self))}, as NAME=NUMBER."
-                )
+            names = [field.name for field in fields(self)]
+            if name not in names:
+                raise InputError(f"--limit {setting}: expected NAME=NUMBER with a name of {', '.join(names)}.")
             if not number.isascii() or not number.isdigit():
                 raise InputError(f"--limit {setting}: expected a whole number after =.")
             values[name] = int(number)

@@ -43,4 +43,9 @@ def warn(message: str, **values: Any) -> None:
     logger.warning(message, extra=values)
 
 
+def fail(message: str) -> None:
+    """Tell why the command ends."""
+    logger.error(message)
+
+
 use_json(False)
