@@ -60,7 +60,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise MissingFileError(f"{folder} is no folder: expected a model folder as `imod export` writes it.")
     if (folder / "adapter_config.json").is_file():
         raise InputError(
-            f"{folder} holds an adapter, not a model: merge it with `imod export --merge {folder} --out DIR`."
+            f"{folder} holds an adapter, not a model: merge it with `imod export --merge {folder} --out DIR`, "
+            f"or serve it beside its base with `imod serve --lora {folder}`."
         )
     path = folder / "config.json"
     if not path.is_file():

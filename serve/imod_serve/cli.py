@@ -3,14 +3,14 @@
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from imod_core.console import console
-from imod_core.errors import InputError, MissingFileError
+from imod_core.errors import ImodError, InputError, MissingFileError
 
 if TYPE_CHECKING:
     from imod_serve.local import LocalModel
@@ -23,57 +23,58 @@ FILE = click.Path(path_type=Path)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("folder", metavar="DIR", type=FILE)
-@click.argument("vllm_flags", nargs=-1, type=click.UNPROCESSED, metavar="[-- VLLM FLAGS]")
+@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[DIR] [-- VLLM FLAGS]")
+@click.option("--lora", type=FILE, metavar="RUN|ADAPTER", help="Serve this unmerged; DIR is its base, if not recorded.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Other than loopback needs an API key.")
 @click.option("--port", default=8000, show_default=True, help="0 chooses a free one.")
 @click.option("--name", help="The model's name in requests; by default the folder's.")
 @click.option("--api-key-file", type=FILE, help="Or set IMOD_API_KEY.")
-@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Instead of the folder's.")
+@click.option("--dtype", type=click.Choice(DTYPES), help="Instead of the folder's.")
 @click.option("--max-model-len", type=click.IntRange(min=1), help="Tokens of prompt and answer together.")
-@click.option("--log", type=FILE, help="Where vLLM's output goes.")
+@click.option("--limit", "limits", multiple=True, metavar="NAME=N", help="Of a request: video_seconds=60.")
+@click.option("--allow-media-domain", "domains", multiple=True, help="Fetch media from there; repeatable.")
+@click.option("--log", type=FILE, help="Where vLLM's output goes; - passes it on to stderr.")
+@click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @click.option("--timeout", default=1800.0, show_default=True, help="Seconds to wait until it is ready.")
 @click.option("--probe/--no-probe", default=True, show_default=True, help="Ask test questions before ready.")
+@click.option("--restart", default=0, show_default=True, type=click.IntRange(min=0), help="Times in a row if it dies.")
 def serve(
-    folder: Path,
-    vllm_flags: tuple[str, ...],
-    host: str,
-    port: int,
-    name: str | None,
-    api_key_file: Path | None,
-    dtype: str | None,
-    max_model_len: int | None,
-    log: Path | None,
-    timeout: float,
-    probe: bool,
-) -> None:
-    """Serve a merged model folder with vLLM.
+    words: tuple[str, ...], lora: Path | None, api_key_file: Path | None, limits: tuple[str, ...], log_format: str,
+    restart: int, **options: Any,
+) -> None:  # fmt: skip
+    """Serve a merged model folder, or an adapter beside its base, with vLLM.
 
-    vLLM gets the flags that the folder calls for; flags after -- are added and win over those.
+    vLLM gets the flags that the folder calls for; flags after -- are added and win over those. The names that --limit
+    takes are listed in docs/threat-model.md and in the sentence that refuses another.
     """
-    from imod_serve.launcher import Server
+    from imod_serve.notes import fail, use_json
 
-    server = Server(
-        folder,
-        host=host,
-        port=port,
-        name=name,
-        api_key=read_api_key(api_key_file),
-        dtype=dtype,
-        max_model_len=max_model_len,
-        extra=vllm_flags,
-        log=log,
-        timeout=timeout,
-        probe=probe,
-    )
-    console.print("vllm serve " + " ".join(server.flags), soft_wrap=True)
+    use_json(log_format == "json")
+    try:
+        _serve(words, api_key_file, limits, json_logs=log_format == "json", adapter=lora, restarts=restart, **options)
+    except ImodError as error:
+        if log_format != "json":
+            raise
+        fail(str(error))
+        sys.exit(error.exit_code)
+
+
+def _serve(words: tuple[str, ...], api_key_file: Path | None, limits: tuple[str, ...], **options: Any) -> None:
+    from imod_serve.launcher import Server
+    from imod_serve.limits import Limits
+    from imod_serve.notes import note
+
+    folder = words[0] if words and not words[0].startswith("-") else None
+    key, limited, extra = read_api_key(api_key_file), Limits().changed(limits), words[1:] if folder else words
+    server = Server(folder, api_key=key, limits=limited, extra=extra, **options)
+    note("vllm serve " + " ".join(server.flags), flags=server.flags)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         with server:
             click.echo(f"{server.name} is ready at {server.url}")
             server.wait()
     except KeyboardInterrupt:
-        console.print("Stopped.")
+        note("Stopped.")
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

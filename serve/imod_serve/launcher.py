@@ -5,75 +5,92 @@ with Server("merged/") as server:
 """
 
 import importlib.util
+import json
 import os
-import re
-import signal
-import socket
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from types import TracebackType
 
-import httpx
-
+from imod_core.artifacts import write_text
 from imod_core.console import console
 from imod_core.errors import CheckFailed, ImodError, InputError, MissingExtraError
+from imod_serve.address import LOOPBACK, check_host, check_port, free_port, local_url
 from imod_serve.artifact import read_artifact
-from imod_serve.flags import server_environment, server_flags
+from imod_serve.flags import BASE_SUFFIX, server_environment, server_flags
+from imod_serve.limits import READY, Limits
 from imod_serve.log import LogTail
-from imod_serve.vllm_main import PARENT
+from imod_serve.lora import find_adapter, prepare_adapter
+from imod_serve.notes import note, warn
+from imod_serve.process import VllmProcess
 
 READY_SECONDS = 1800.0
 """Limit for a start; tens of gigabytes of weights from a slow disk take their time."""
-STOP_SECONDS = 20.0
-"""Between asking the processes to end and killing them."""
-POLL_SECONDS = 0.5
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
+"""Seconds before a restart; each one after another doubles them."""
+STEADY_SECONDS = 600.0
+"""After so long without a death, earlier ones no longer count."""
 
 
 class Server:
     """One running `vllm serve` over one model folder.
 
     Args:
-        folder: a merged model folder.
+        folder: a merged model folder; with `adapter` its base, or None for the base that the adapter names.
+        adapter: a run or adapter folder to be served unmerged.
         host: address to listen on; another than loopback needs an API key.
         port: 0 chooses a free one.
         name: the model's name in requests, by default the folder's.
         api_key: what clients must send; reaches vLLM by its environment, never by its command line.
         dtype, max_model_len: instead of the folder's own.
+        limits: of one request.
+        domains: that media may be fetched from.
         extra: further vLLM flags, which win over ours.
-        log: where vLLM's output goes, by default a new file among the temporary ones.
+        log: where vLLM's output goes, by default a new file among the temporary ones; `-` passes it on to stderr.
+        json_logs: whether vLLM logs JSON.
         timeout: seconds to wait for readiness.
         probe: whether to ask a few test questions before the server counts as ready.
+        restarts: times in a row that `wait` starts a dead server again.
     """
 
     def __init__(
         self,
-        folder: Path | str,
+        folder: Path | str | None,
         *,
+        adapter: Path | str | None = None,
         host: str = "127.0.0.1",
         port: int = 0,
         name: str | None = None,
         api_key: str | None = None,
         dtype: str | None = None,
         max_model_len: int | None = None,
+        limits: Limits | None = None,
+        domains: Sequence[str] = (),
         extra: Sequence[str] = (),
         log: Path | str | None = None,
+        json_logs: bool = False,
         timeout: float = READY_SECONDS,
         probe: bool = True,
+        restarts: int = 0,
     ):
         _check_vllm()
-        self.artifact = read_artifact(folder)
-        self.host, self.port = host, port or _free_port(host)
-        self.name = name or self.artifact.name
+        self.host, self.port = host, port or free_port(host)
         self.api_key = api_key or os.environ.get("VLLM_API_KEY") or None
-        self.timeout, self.wants_probe = timeout, probe
-        _check_host(host, self.api_key)
+        self.timeout, self.wants_probe, self.restarts = timeout, probe, restarts
+        check_host(host, self.api_key)
+        self._work = tempfile.TemporaryDirectory(prefix="imod-serve-")
+        self._ready = Path(self._work.name) / "ready"
+        self.sources = find_adapter(Path(adapter), Path(folder) if folder else None) if adapter else None
+        if not folder and not self.sources:
+            raise InputError("Neither a model folder nor --lora was given: say what is to be served.")
+        self.artifact = read_artifact(self.sources.base if self.sources else str(folder))
+        served = prepare_adapter(self.sources, Path(self._work.name)) if self.sources else None
+        limits = limits or Limits()
+        self.modalities = [kind for kind, most in limits.by_modality(self.artifact.modalities).items() if most]
+        self.name = name or (_run_name(Path(adapter)) if adapter else self.artifact.name)
         self.cpu = on_cpu()
         self.flags = server_flags(
             self.artifact,
@@ -81,18 +98,25 @@ class Server:
             host=self.host,
             port=self.port,
             cpu=self.cpu,
+            limits=limits,
+            domains=domains,
+            adapter=served,
             dtype=dtype,
             max_model_len=max_model_len,
+            json_logs=json_logs,
             extra=extra,
         )
-        self.log = LogTail(Path(log) if log else _new_log())
-        self.process: subprocess.Popen[bytes] | None = None
+        self._environment = server_environment(
+            self.flags, cpu=self.cpu, api_key=self.api_key, limits=limits, loopback=host in LOOPBACK
+        ) | {READY: str(self._ready)}
+        passed_on = str(log) == "-"
+        self.log = LogTail(Path(log) if log and not passed_on else _new_log(), sys.stderr if passed_on else None)
+        self.process: VllmProcess | None = None
 
     @property
     def url(self) -> str:
         """Where clients on this machine reach it."""
-        host = "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host
-        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+        return local_url(self.host, self.port)
 
     def start(self) -> "Server":
         """Start and wait until it answers; whatever goes wrong, nothing is left running.
@@ -100,43 +124,47 @@ class Server:
         Raises CheckFailed with the log's last meaningful line if vLLM ends, if the time is over, or if the
         probe finds that a medium does not reach the model.
         """
-        _check_port(self.host, self.port)
+        check_port(self.host, self.port)
+        identity = self._identify_base()
         try:
-            self._spawn()
-            self._wait_until_ready()
-            if self.wants_probe:
-                self._probe()
+            self.process = VllmProcess(self.flags, self._environment, self.url, self.log)
+            self.process.wait_until_it_answers(self.timeout)
+            findings = self._probe() if self.wants_probe else {}
+            identity()
+            write_text(self._ready, json.dumps(findings))
         except ImodError:
-            died = self.process is not None and self.process.poll() is not None
-            reason = self._death("died while it answered a test question") if died else None
-            self.stop()
+            died = self.process is not None and not self.process.alive
+            reason = self.process.death("died while it answered a test question") if self.process and died else None
+            self._end()
             if reason is None:
                 raise
             raise CheckFailed(reason) from None
         except BaseException:
-            self.stop()
+            self._end()
             raise
         return self
 
     def stop(self) -> None:
-        """End the server and every process it started. Does nothing the second time."""
-        if self.process is None:
-            return
-        process, self.process = self.process, None
-        _signal_group(process.pid, signal.SIGTERM)
-        try:
-            process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            console.print(f"vLLM did not end within {STOP_SECONDS:.0f} s and is killed.")
-        _signal_group(process.pid, signal.SIGKILL)
-        process.wait()
+        """End the server, every process it started, and what was made for it. Does nothing the second time."""
+        self._end()
+        self._work.cleanup()
 
     def wait(self) -> None:
-        """Block while the server runs; raises CheckFailed when it ends by itself."""
+        """Block while the server runs, and start a dead one again as often as was asked for.
+
+        Raises CheckFailed with the reason when it ends by itself and is not to be started any more.
+        """
+        failures = 0
         while self.process is not None:
-            if self.process.poll() is not None:
-                raise CheckFailed(self._death("stopped serving"))
-            time.sleep(POLL_SECONDS)
+            started = time.monotonic()
+            reason: str | None = self.process.watch()
+            if time.monotonic() - started > STEADY_SECONDS:
+                failures = 0
+            while reason is not None:
+                failures += 1
+                if failures > self.restarts:
+                    raise CheckFailed(reason)
+                reason = self._restart(failures, reason)
 
     def __enter__(self) -> "Server":
         return self.start()
@@ -146,63 +174,46 @@ class Server:
     ) -> None:
         self.stop()
 
-    def _spawn(self) -> None:
-        # -P keeps a folder `vllm` or `serve` in the working directory from being imported instead.
-        command = [sys.executable, "-P", "-m", "imod_serve.vllm_main", "serve", *self.flags]
-        with self.log.path.open("ab") as log:
-            self.process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env={
-                    **server_environment(self.flags, cpu=self.cpu, api_key=self.api_key),
-                    PARENT: str(os.getpid()),
-                },
-                start_new_session=True,
-            )
+    def _end(self) -> None:
+        self._ready.unlink(missing_ok=True)
+        if self.process is not None:
+            process, self.process = self.process, None
+            process.end()
 
-    def _wait_until_ready(self) -> None:
-        started = time.monotonic()
-        with console.status(f"vLLM: starting (log: {self.log.path})") as status:
-            report = _reporter(started, status.update)
-            while not self._answers():
-                assert self.process is not None
-                if self.process.poll() is not None:
-                    raise CheckFailed(self._death("did not start"))
-                if time.monotonic() - started > self.timeout:
-                    raise CheckFailed(
-                        f"vLLM was not ready within {self.timeout:.0f} s: see {self.log.path}, or raise --timeout."
-                    )
-                for stage in self.log.new_stages():
-                    report(stage)
-                time.sleep(POLL_SECONDS)
-        console.print(f"vLLM answers at {self.url} after {time.monotonic() - started:.0f} s")
-
-    def _answers(self) -> bool:
+    def _restart(self, attempt: int, reason: str) -> str | None:
+        """Start again after a pause; returns why that failed, if it did."""
+        self._end()
+        pause = min(FIRST_PAUSE * 2 ** (attempt - 1), LONGEST_PAUSE)
+        warn(f"{reason}; restart {attempt} of {self.restarts} in {pause:.0f} s.", attempt=attempt)
+        time.sleep(pause)
         try:
-            return httpx.get(f"{self.url}/health", timeout=5.0, trust_env=False).status_code == 200
-        except httpx.HTTPError:
-            return False
+            self.start()
+        except CheckFailed as error:
+            return str(error)
+        note(f"{self.name} is ready again at {self.url}")
+        return None
 
-    def _probe(self) -> None:
+    def _probe(self) -> dict[str, object]:
         from imod_serve.client import Client
-        from imod_serve.probe import probe
+        from imod_serve.probe import probe, probe_adapter
 
-        with console.status("Asking a test question of each kind"):
-            found = probe(Client(self.url, self.name, self.api_key), self._served_modalities())
-        console.print("Prompt tokens of the test questions: " + ", ".join(f"{k} {n}" for k, n in found.items()))
+        client, modalities = Client(self.url, self.name, self.api_key), self.modalities
+        with console.status("Asking test questions of each kind"):
+            findings = probe(client, modalities)
+            note(str(findings), tokens=findings.tokens, changes=findings.changes)
+            if self.sources:
+                base = Client(self.url, f"{self.name}{BASE_SUFFIX}", self.api_key)
+                change = probe_adapter(client, base, modalities)
+                note(f"The adapter changes the first token's log probabilities by {change:.2g}", change=change)
+        return {"tokens": findings.tokens, "changes": findings.changes}
 
-    def _served_modalities(self) -> tuple[str, ...]:
-        """Those that the user's own limits have not turned off."""
-        limits = re.search(r"--limit-mm-per-prompt[ =](\{.*?\})", " ".join(self.flags))
-        off = re.findall(r'"(\w+)":\s*0\b', limits.group(1)) if limits else []
-        return tuple(m for m in self.artifact.modalities if m not in off)
+    def _identify_base(self) -> Callable[[], object]:
+        """Hash an adapter's base while vLLM loads it; the result raises InputError if it is another than trained on."""
+        if self.sources is None:
+            return lambda: None
+        from imod_export.source import Identity
 
-    def _death(self, what: str) -> str:
-        assert self.process is not None
-        reason = self.log.last_error() or f"it ended with code {self.process.returncode}"
-        return f"vLLM {what}: {reason} (log: {self.log.path})"
+        return Identity(self.sources).get
 
 
 def on_cpu() -> bool:
@@ -225,47 +236,13 @@ def _no_gpu_device() -> bool:
     return not any(Path(device).exists() for device in ("/dev/nvidia0", "/dev/kfd"))
 
 
-def _check_host(host: str, api_key: str | None) -> None:
-    if host not in LOOPBACK and not api_key:
-        raise InputError(
-            f"Listening on {host} lets other machines ask: set IMOD_API_KEY or give --api-key-file, "
-            f"or stay on 127.0.0.1."
-        )
-
-
-def _check_port(host: str, port: int) -> None:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise InputError(f"Cannot listen on {host}, port {port} ({error.strerror}): choose another.") from None
-
-
-def _free_port(host: str) -> int:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as chosen:
-        chosen.bind((host, 0))
-        return chosen.getsockname()[1]
+def _run_name(adapter: Path) -> str:
+    """A run's name, also where the adapter inside it is named."""
+    folder = adapter.expanduser().resolve()
+    return folder.parent.name if folder.name == "adapter" else folder.name
 
 
 def _new_log() -> Path:
     handle, path = tempfile.mkstemp(prefix="imod-serve-", suffix=".log")
     os.close(handle)
     return Path(path)
-
-
-def _reporter(started: float, show: Callable[[str], None]) -> Callable[[str], None]:
-    """A terminal keeps one line up to date; a file gets a line for each stage."""
-
-    def report(stage: str) -> None:
-        line = f"vLLM: {stage} ({time.monotonic() - started:.0f} s)"
-        show(line) if console.is_terminal else console.print(line)
-
-    return report
-
-
-def _signal_group(group: int, number: signal.Signals) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(group, number)

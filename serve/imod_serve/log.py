@@ -1,8 +1,12 @@
 """vLLM's log, read while it grows: which stage of the start it tells of, and what it says when it dies."""
 
+import json
+import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import TextIO
 
 STAGES = {
     "Resolved architecture": "reading the model's configuration",
@@ -15,6 +19,8 @@ STAGES = {
 }
 """A part of a log line, and the stage that it announces."""
 
+KEPT_BYTES = 16 << 20
+"""Of a log that is passed on; enough to find the reason of a death in."""
 PREFIX = re.compile(r"^(\(\S+ pid=\d+\) )?((DEBUG|INFO|WARNING|ERROR|CRITICAL) [\d-]+ [\d:.]+ \[\S+\] )?")
 """What vLLM puts before a message: process, level, time, place."""
 ERROR = re.compile(r"^([\w.]*(Error|Exception|Interrupt|Exit)\b.*|.*\berror: .+|.*(Killed|Segmentation fault).*)$")
@@ -23,29 +29,63 @@ CONSEQUENCE = re.compile(r"Engine core initialization failed|cancelled|EngineDea
 
 
 class LogTail:
-    """A log file that another process writes."""
+    """A log file that another process writes, one start after the other.
 
-    def __init__(self, path: Path):
-        self.path = path
-        self._position = 0
+    Args:
+        path: the file.
+        echo: pass on what comes in to this stream, and keep the file short, since nobody reads it.
+    """
+
+    def __init__(self, path: Path, echo: TextIO | None = None):
+        self.path, self.echo = path, echo
+        self._position = self._begin = 0
         self._seen: set[str] = set()
+
+    def begin(self) -> None:
+        """Another process starts to write; what is there already tells nothing about it."""
+        self._begin = self._position = self.path.stat().st_size if self.path.exists() else 0
+        self._seen.clear()
 
     def new_stages(self) -> Iterator[str]:
         """Stages that the log has announced since the last call, each once."""
-        with self.path.open("rb") as file:
-            file.seek(self._position)
-            text = file.read().decode(errors="replace")
-            self._position = file.tell()
-        for line in text.splitlines():
+        for line in self._new_text().splitlines():
             for part, stage in STAGES.items():
                 if part in line and stage not in self._seen:
                     self._seen.add(stage)
                     yield stage
 
+    def follow(self) -> None:
+        """Pass on what came in since the last call, and cut a file that grew long."""
+        self._new_text()
+        if self.echo and self._position > KEPT_BYTES:
+            os.truncate(self.path, 0)  # the writer appends, so it goes on at the new end
+            self._begin = self._position = 0
+
     def last_error(self) -> str | None:
         """The last line that names an error which is not a consequence of another; None if there is none."""
-        text = self.path.read_text(errors="replace")
-        lines = [PREFIX.sub("", line).strip() for line in text.splitlines()]
+        with self.path.open("rb") as file:
+            file.seek(self._begin)
+            text = file.read().decode(errors="replace")
+        lines = [line.strip() for raw in text.splitlines() for line in _message(raw).splitlines()]
         errors = [line for line in lines if ERROR.match(line)]
         causes = [line for line in errors if not CONSEQUENCE.search(line)]
         return next(reversed(causes or errors), None)
+
+    def _new_text(self) -> str:
+        with self.path.open("rb") as file:
+            file.seek(self._position)
+            text = file.read().decode(errors="replace")
+            self._position = file.tell()
+        if self.echo and text:
+            self.echo.write(text)
+            self.echo.flush()
+        return text
+
+
+def _message(line: str) -> str:
+    """What a line says, without what vLLM puts before it or, in a JSON log, around it."""
+    if line.startswith("{"):
+        with suppress(ValueError):
+            entry = json.loads(line)
+            return "\n".join(str(entry[key]) for key in ("message", "exc_info") if entry.get(key))
+    return PREFIX.sub("", line)

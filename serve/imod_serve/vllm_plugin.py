@@ -15,6 +15,8 @@ OMNI_ARCHITECTURES = ("Qwen2_5OmniModel", "Qwen2_5OmniForConditionalGeneration")
 OMNI = "imod_serve.vllm_omni:SERVED"
 VIDEO_BACKEND = "imod"
 WEAVE = "use_audio_in_video"
+CONNECTOR = "imod"
+"""Name of the media connector that holds clients to limits."""
 ALL_FRAMES = 32
 """Taken where a request asks for all frames; as many as vLLM takes by default."""
 
@@ -23,7 +25,7 @@ logger = logging.getLogger("vllm.imod")
 
 def register() -> None:
     """Register AVT and its video decoding with transformers and vLLM. Safe to call again; never raises."""
-    for step in (_register_model, _register_omni, _register_video, allow_weaving):
+    for step in (_register_model, _register_omni, _register_video, _register_connector, allow_weaving):
         try:
             step()
         except Exception as error:
@@ -61,6 +63,15 @@ def allow_weaving() -> None:
 
     if checked.__module__ != __name__:
         online_renderer.validate_request_mm_kwargs = validate_request_mm_kwargs
+
+
+def _register_connector() -> None:
+    """Used where VLLM_MEDIA_CONNECTOR names it."""
+    from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY
+
+    from imod_serve.connector import LimitedConnector
+
+    MEDIA_CONNECTOR_REGISTRY.register(CONNECTOR)(LimitedConnector)
 
 
 def _register_video() -> None:

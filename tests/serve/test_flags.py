@@ -4,7 +4,9 @@ import pytest
 
 from imod_core.errors import InputError, MissingFileError
 from imod_serve.artifact import read_artifact
-from imod_serve.flags import server_environment, server_flags
+from imod_serve.flags import GUARD, UNSAFE, UNSAFE_VARIABLES, server_environment, server_flags
+from imod_serve.limits import LIMITS, LOOPBACK_ONLY, Limits, read_limits
+from imod_serve.lora import ServedAdapter
 
 
 @pytest.fixture
@@ -70,7 +72,7 @@ def test_an_omni_model_is_read_through_its_thinker(folder):
 @pytest.mark.parametrize("given", [["--dtype", "float32"], ["--dtype=float32"]])
 def test_the_users_flag_replaces_ours(folder, given):
     found = flags(folder, given)
-    assert found[-len(given) :] == given
+    assert found[-len(given) - 2 : -2] == given
     assert "bfloat16" not in found
 
 
@@ -100,12 +102,68 @@ def test_the_key_reaches_vllm_by_its_environment_only(folder, monkeypatch):
     environment = server_environment([], cpu=False, api_key="secret")
     assert environment["VLLM_API_KEY"] == "secret"
     assert "IMOD_API_KEY" not in environment
-    for flag in (["--api-key", "secret"], ["--api_key=secret"]):
+    for flag in (["--api-key", "secret"], ["--api_key=secret"], ["--api-k", "secret"]):
         with pytest.raises(InputError, match="IMOD_API_KEY"):
             flags(folder, flag)
 
 
-@pytest.mark.parametrize("flag", ["--port", "--host=0.0.0.0", "--served_model_name"])
+@pytest.mark.parametrize("flag", UNSAFE)
+def test_flags_that_undo_safety_are_refused_with_the_reason_and_a_way_out(folder, flag):
+    for spelling in (f"--{flag}", f"--{flag.replace('-', '_')}=x", f"--{flag[:-1]}"):
+        with pytest.raises(InputError, match="or start vLLM without"):
+            flags(folder, [spelling, "x"])
+
+
+@pytest.mark.parametrize("variable", UNSAFE_VARIABLES)
+def test_variables_that_undo_safety_are_refused(monkeypatch, variable):
+    monkeypatch.setenv(variable, "1")
+    with pytest.raises(InputError, match=variable):
+        server_environment([], cpu=False, api_key=None)
+    monkeypatch.setenv(variable, "0")
+    server_environment([], cpu=False, api_key=None)
+
+
+def test_our_layer_is_the_outermost_whatever_the_user_adds(folder):
+    found = flags(folder, ["--middleware", "their.own.Layer"])
+    assert found[-2:] == ["--middleware", GUARD]
+    assert "their.own.Layer" in found
+
+
+def test_limits_reach_vllm_and_our_layers(folder, monkeypatch):
+    limits = Limits(images=9, videos=0, image_pixels=1, video_pixels=7, audio_seconds=11)
+    counts = json.loads(value(flags(folder, limits=limits), "--limit-mm-per-prompt"))
+    assert counts == {"image": 9, "audio": 4, "video": 0}
+    monkeypatch.setenv("VLLM_MEDIA_CONNECTOR", "http")
+    environment = server_environment([], cpu=False, api_key=None, limits=limits)
+    assert environment["VLLM_MEDIA_CONNECTOR"] == "imod"
+    assert environment["VLLM_MAX_AUDIO_DECODE_DURATION_S"] == "11"
+    assert environment["VLLM_MAX_IMAGE_PIXELS"] == "7"
+    monkeypatch.setenv(LIMITS, environment[LIMITS])
+    assert read_limits() == limits
+
+
+def test_domains_for_media_are_listed_or_none_is_allowed(folder):
+    found = flags(folder, domains=["a.example", "b.example"])
+    at = found.index("--allowed-media-domains")
+    assert found[at + 1 : at + 3] == ["a.example", "b.example"]
+
+
+def test_only_a_loopback_server_without_a_key_minds_its_name():
+    for key, loopback, minds in ((None, True, True), ("k", True, False), (None, False, False)):
+        environment = server_environment([], cpu=False, api_key=key, loopback=loopback)
+        assert (LOOPBACK_ONLY in environment) == minds
+
+
+def test_an_adapter_goes_under_the_models_name_and_its_base_under_another(folder, tmp_path):
+    adapter = ServedAdapter(base=tmp_path / "base", folder=tmp_path / "adapter", max_rank=16)
+    found = flags(folder, adapter=adapter)
+    assert found[0] == str(tmp_path / "base")
+    assert value(found, "--served-model-name") == "m-base"
+    assert value(found, "--lora-modules") == f"m={tmp_path / 'adapter'}"
+    assert value(found, "--max-lora-rank") == "16"
+
+
+@pytest.mark.parametrize("flag", ["--port", "--host=0.0.0.0", "--served_model_name", "--limit-mm-per-prompt", "--ho"])
 def test_flags_that_the_launcher_must_know_are_its_own(folder, flag):
     with pytest.raises(InputError, match="imod serve"):
         flags(folder, [flag, "x"])

@@ -12,6 +12,7 @@ from imod_core.cli import imod
 from imod_core.errors import CheckFailed, ImodError, InputError
 from imod_serve.client import Client
 from imod_serve.launcher import Server
+from imod_serve.process import VllmProcess
 
 from .conftest import gone
 
@@ -26,8 +27,8 @@ def test_vllm_dying_at_its_start_ends_in_its_own_reason(base, tmp_path):
 def test_a_start_that_takes_too_long_is_given_up_and_cleaned_away(base, monkeypatch, tmp_path):
     server = Server(base, log=tmp_path / "log", timeout=1.0)
     started = []
-    spawn = Server._spawn
-    monkeypatch.setattr(Server, "_spawn", lambda self: (spawn(self), started.append(self.process.pid)))
+    wait = VllmProcess.wait_until_it_answers
+    monkeypatch.setattr(VllmProcess, "wait_until_it_answers", lambda self, t: (started.append(self.pid), wait(self, t)))
     with pytest.raises(CheckFailed, match="not ready within 1 s"):
         server.start()
     assert gone(started)

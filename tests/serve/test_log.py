@@ -1,4 +1,7 @@
-from imod_serve.log import LogTail
+import io
+import json
+
+from imod_serve.log import PREFIX, LogTail
 
 LOG = """\
 (APIServer pid=1) INFO 11-22 01:27:26 [model.py:733] Resolved architecture: AvtForConditionalGeneration
@@ -40,3 +43,37 @@ def test_a_wrong_flag_is_an_error_line_too(tmp_path):
 
 def test_a_log_without_errors_has_none(tmp_path):
     assert tail(tmp_path, "all is well\n").last_error() is None
+
+
+def test_a_json_log_is_read_alike(tmp_path):
+    lines = [PREFIX.sub("", line) for line in LOG.splitlines()]
+    text = "\n".join(json.dumps({"levelname": "INFO", "message": line}) for line in lines)
+    log = tail(tmp_path, text + "\n")
+    assert list(log.new_stages()) == ["reading the model's configuration", "starting the engine"]
+    assert log.last_error() == "ValueError: head_dim=16 is not supported"
+
+
+def test_a_json_logs_traceback_is_where_the_reason_stands(tmp_path):
+    record = {"message": "Engine core died", "exc_info": "Traceback\n  x\nValueError: too little memory"}
+    assert tail(tmp_path, json.dumps(record)).last_error() == "ValueError: too little memory"
+
+
+def test_errors_of_an_earlier_start_are_not_this_ones(tmp_path):
+    log = tail(tmp_path, LOG)
+    log.begin()
+    with log.path.open("a") as file:
+        file.write("all is well\n")
+    assert log.last_error() is None
+
+
+def test_a_log_that_is_passed_on_is_cut_when_it_grows(tmp_path, monkeypatch):
+    monkeypatch.setattr("imod_serve.log.KEPT_BYTES", 20)
+    echo, path = io.StringIO(), tmp_path / "log"
+    with path.open("ab") as writer:
+        log = LogTail(path, echo)
+        for line in (b"the first line\n", b"the second line\n", b"ValueError: the third\n"):
+            writer.write(line)
+            writer.flush()
+            log.follow()
+    assert echo.getvalue() == "the first line\nthe second line\nValueError: the third\n"
+    assert path.stat().st_size < 40

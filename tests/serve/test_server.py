@@ -3,6 +3,7 @@
 import base64
 import json
 import time
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -181,12 +182,59 @@ def test_the_key_is_in_no_command_line_and_no_log(server):
     assert API_KEY not in " ".join(lines) + server.log.read_text()
 
 
-@pytest.mark.parametrize("url", ["http://example.com/a.png", "file:///etc/hostname"])
+ADDRESSES = ("http://example.com/a.png", "http://127.0.0.1/a.png", "file:///etc/hostname", "/etc/hostname", "ftp://a/b")
+
+
+@pytest.mark.parametrize("url", ADDRESSES)
 def test_media_are_fetched_from_nowhere(server, url):
     plain = openai.OpenAI(base_url=f"{server.url}/v1", api_key=API_KEY, max_retries=0)
     content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": QUESTION}]
-    with pytest.raises(openai.APIStatusError, match="allowed"):
+    with pytest.raises(openai.BadRequestError, match="none is allowed to be fetched"):
         plain.chat.completions.create(model="tiny", messages=[{"role": "user", "content": content}])
+
+
+def other_routes(url):
+    """A request with a picture for each further route that takes one."""
+    part = {"type": "image_url", "image_url": {"url": url}}
+    turn = {"role": "user", "content": [part]}
+    source = {"type": "image", "source": {"type": "url", "url": url}}
+    messages = {"model": "tiny", "max_tokens": 1, "messages": [{"role": "user", "content": [source]}]}
+    items = [{"role": "user", "content": [{"type": "input_image", "image_url": url}]}]
+    return {
+        "/v1/responses": {"input": items, "max_output_tokens": 1},
+        "/v1/messages": messages,
+        "/v1/messages/count_tokens": messages,
+        "/v1/chat/completions/batch": {"messages": [[turn]], "max_tokens": 1},
+        "/tokenize": {"messages": [turn]},
+        "/invocations": {"messages": [turn], "max_tokens": 1},
+    }
+
+
+def test_no_route_goes_round_the_limits_or_the_key(server, media):
+    headers = {"Authorization": f"Bearer {API_KEY}"}
+    picture = image_part(media.image)["image_url"]["url"]
+    for path in other_routes(""):
+        post = partial(httpx.post, f"{server.url}{path}", timeout=60.0, trust_env=False)
+        assert post(json=other_routes(picture)[path]).status_code == 401, path
+        assert post(json=other_routes(picture)[path], headers=headers).status_code == 200, path
+        for url in (*ADDRESSES, "data:image/svg+xml;base64,PHN2Zy8+"):
+            reply = post(json=other_routes(url)[path], headers=headers)
+            assert reply.status_code == 400, path
+            assert reply.json()["error"]["message"], path
+
+
+def test_readiness_and_the_probe_are_told_without_the_key(server):
+    assert httpx.get(f"{server.url}/ready", trust_env=False).status_code == 200
+    metrics = httpx.get(f"{server.url}/metrics", trust_env=False).text
+    assert "imod_serve_ready 1.0" in metrics
+    assert "vllm:num_requests_running" in metrics
+    assert httpx.get(f"{server.url}/openapi.json", trust_env=False).status_code == 401
+
+
+def test_a_web_page_of_another_origin_is_not_let_in(server):
+    origin = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
+    reply = httpx.options(f"{server.url}/v1/chat/completions", headers=origin, trust_env=False)
+    assert "access-control-allow-origin" not in reply.headers
 
 
 def test_a_request_that_is_too_long_or_has_too_many_media_is_the_users_error(client, media):

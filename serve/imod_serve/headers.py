@@ -1,0 +1,124 @@
+"""A look at the headers of a picture, sound or video from a client, before anything of it is decoded.
+
+What a small file may blow up into stands in its headers: pixels, seconds, channels, frames. FFmpeg's demuxers read the
+packets of a video or sound besides, since a header may lie about how many there are; packets stay compressed.
+"""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from imod_core.errors import InputError
+from imod_core.media import SHORTFALL
+from imod_serve.limits import Limits
+
+PICTURES = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+"""Formats of Pillow's that photographs and drawings come in; others may be documents or run interpreters."""
+CONTAINERS = "mov,matroska,avi,mpegts,mpeg,flv,ogg,asf,wav,mp3,flac,aac,aiff,amr,caf,w64"
+"""FFmpeg's names of self-contained formats. Left out are lists, which make FFmpeg open other files and addresses."""
+STREAMS = 8
+"""In one file; a film with subtitles and a cover has fewer."""
+SOUND_PACKETS = 300_000
+"""Ten minutes in packets of 2.5 ms, the shortest that Opus knows, have 240,000."""
+LOWEST_RATE = 4_000
+"""Hz; less is no sound that anybody records, and a second of it becomes many at 16 kHz."""
+
+
+def check_image(data: bytes, limits: Limits) -> None:
+    """Raises InputError for what is no picture, or too large a one."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(io.BytesIO(data), formats=PICTURES) as image:
+            width, height = image.size
+    except UnidentifiedImageError:
+        raise InputError(f"The picture is in no format that is taken here: expected {', '.join(PICTURES)}.") from None
+    except Image.DecompressionBombError:
+        raise InputError(f"The picture has far more than the {limits.image_pixels:,} pixels taken here.") from None
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise InputError(f"The picture is damaged ({error}).") from None
+    _at_most("The picture", width * height, limits.image_pixels, "pixels")
+
+
+def check_audio(data: bytes, limits: Limits) -> None:
+    """Raises InputError for what is no sound, or too long, wide or fast a one."""
+    import soundfile
+
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as sound:
+            _check_sound(sound.channels, sound.samplerate, limits)
+            _at_most("The sound", sound.frames / sound.samplerate, limits.audio_seconds, "seconds")
+            return
+    except (soundfile.LibsndfileError, TypeError):  # TypeError: raw samples without a header
+        pass
+    with _container("sound", data) as container:
+        if not container.streams.audio:
+            raise InputError("The sound holds no sound stream: expected a sound, or a video with sound.")
+        stream = container.streams.audio[0]
+        codec = stream.codec_context
+        _check_sound(codec.channels, codec.sample_rate, limits)
+        _check_length("sound", container, stream, limits.audio_seconds, count=SOUND_PACKETS)
+
+
+def check_video(data: bytes, limits: Limits) -> None:
+    """Raises InputError for what is no whole video, or too long or large a one."""
+    with _container("video", data) as container:
+        if not container.streams.video:
+            raise InputError("The video has no picture stream: expected a video.")
+        stream = container.streams.video[0]
+        pixels = stream.codec_context.width * stream.codec_context.height
+        if not pixels:
+            raise InputError("The video does not say how large its pictures are: it is damaged.")
+        _at_most("The video", pixels, limits.video_pixels, "pixels a frame")
+        _at_most("The video", stream.frames, limits.video_frames, "frames")
+        found = _check_length("video", container, stream, limits.video_seconds, count=limits.video_frames)
+        if found < stream.frames * (1 - SHORTFALL):
+            raise InputError(f"The video is cut off: {found} of {stream.frames} announced frames are there.")
+        _at_most("The video", pixels * found, limits.video_total_pixels, "pixels in all frames")
+
+
+def _check_length(what: str, container: Any, stream: Any, seconds: int, *, count: int) -> int:
+    """Hold the announced length and the one of the packets to `seconds`; returns how many packets there are."""
+    for announced in (float((stream.duration or 0) * (stream.time_base or 0)), (container.duration or 0) / 1_000_000):
+        _at_most(f"The {what}", announced, seconds, "seconds")
+    found, first, last = 0, None, 0.0
+    for packet in container.demux(stream):
+        if not packet.size:
+            continue
+        found += 1
+        if packet.pts is not None:
+            time = float(packet.pts * packet.time_base)
+            first = time if first is None else first
+            last = max(last, time)
+        _at_most(f"The {what}", last - (first or 0.0), seconds, "seconds")
+        _at_most(f"The {what}", found, count, "packets")
+    if not found:
+        raise InputError(f"The {what} holds nothing that can be decoded.")
+    return found
+
+
+def _check_sound(channels: int, rate: int, limits: Limits) -> None:
+    _at_most("The sound", channels, limits.audio_channels, "channels")
+    _at_most("The sound", rate, limits.audio_rate, "samples a second")
+    if rate < LOWEST_RATE:
+        raise InputError(f"The sound has {rate:,} samples a second: at least {LOWEST_RATE:,} are taken here.")
+
+
+@contextmanager
+def _container(what: str, data: bytes) -> Iterator[Any]:
+    import av
+
+    try:
+        options = {"format_whitelist": CONTAINERS}
+        with av.open(io.BytesIO(data), container_options=options, metadata_errors="ignore") as container:
+            _at_most(f"The {what}", len(container.streams), STREAMS, "streams")
+            yield container
+    except (av.error.FFmpegError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"The {what} is damaged or in no format that is taken here ({reason}).") from None
+
+
+def _at_most(what: str, found: float, most: float, unit: str) -> None:
+    if found > most:
+        raise InputError(f"{what} has {found:,.0f} {unit}: at most {most:,.0f} are taken here.")
