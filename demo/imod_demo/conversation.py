@@ -26,6 +26,11 @@ class Said:
         files = {kind: tuple(m.path for m in self.media if m.kind == kind) for kind in ORDER}
         return Turn(self.role, self.text, files["image"], files["audio"], files["video"])
 
+    @property
+    def bubbles(self) -> list[str]:
+        """What is shown of it: a line for each medium, then the text."""
+        return [*(f"{medium.name} · {medium.facts}" for medium in self.media), self.text]
+
 
 @dataclass(frozen=True)
 class Conversation:
@@ -77,16 +82,4 @@ class Conversation:
 
     def bubbles(self) -> list[dict[str, Any]]:
         """As Gradio's chatbot takes it."""
-        return [{"role": said.role, "content": _content(said)} for said in self.said]
-
-
-def _content(said: Said) -> str:
-    if said.role == "assistant" or not said.media:
-        return said.text
-    lines = "".join(f'<span class="with">{_escaped(medium.name)} · {medium.facts}</span>' for medium in said.media)
-    return f"{lines}\n\n{said.text}"
-
-
-def _escaped(name: str) -> str:
-    """Neither HTML nor Markdown."""
-    return "".join(f"&#{ord(c)};" if not c.isalnum() and c not in " .-" else c for c in name)
+        return [{"role": said.role, "content": text} for said in self.said for text in said.bubbles]

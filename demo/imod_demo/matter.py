@@ -75,8 +75,8 @@ def matter_html(conversation: Conversation, found: list[Finding]) -> str:
     answer = conversation.answer.text if conversation.answer else ""
     scale = max([FULL_BAR, *(abs(one.change) for one in found if one.change is not None)])
     rows = "".join(_row(one, answer, scale) for one in found)
-    original = f'<li class="as-is"><h4>As it is</h4><p class="said">{_said(answer)}</p></li>'
-    return f'<h3>What mattered?</h3>{_verdict(found)}<ol class="matter">{original}{rows}</ol>'
+    original = f'<li class="as-is"><h3>As it is</h3><p class="said">{_said(answer)}</p></li>'
+    return f'<h2>What mattered?</h2>{_verdict(found)}<ol class="matter">{original}{rows}</ol>'
 
 
 def verdict(found: list[Finding]) -> str:
@@ -115,7 +115,7 @@ def _row(one: Finding, original: str, scale: float) -> str:
         same = one.answer.strip() == original.strip()
         mark = '<span class="mark">same answer</span>' if same else '<span class="mark changed">another answer</span>'
         body = f'<p class="said">{_said(one.answer)} {mark}</p>{_bar(one.change, scale)}'
-    return f'<li class="{one.condition}"><h4>{title}</h4>{body}</li>'
+    return f'<li class="{one.condition}"><h3>{title}</h3>{body}</li>'
 
 
 def _said(text: str) -> str:
@@ -132,7 +132,7 @@ def _bar(change: float | None, scale: float) -> str:
     label = f"Change of the first answer's log-probability: {change:+.2f} nats. {words}"
     return (
         f'<div class="bar" role="img" aria-label="{escape(label)}"><i style="{side}"></i></div>'
-        f'<p class="change"><b>{change:+.2f}</b> nats <span>{words}</span></p>'
+        f'<p class="change">{words} <span><b>{change:+.2f}</b> nats</span></p>'
     )
 
 

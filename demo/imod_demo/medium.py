@@ -4,6 +4,7 @@ What is fine already stays as it is, byte for byte; the rest is converted. What 
 long, is refused in a sentence.
 """
 
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,9 @@ SHOWN_PICTURES = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp", "GIF": ".gif"}
 """Formats that every browser shows."""
 PLAYED_SOUNDS = {("wav", "pcm_s16le"): ".wav", ("mp3", "mp3"): ".mp3", ("flac", "flac"): ".flac"}
 """Containers and codecs of sound that every browser plays."""
+LONGEST_NAME = 60
+UNSHOWN = re.compile(r"[^\w .()-]")
+"""Characters of a file's name that HTML, Markdown or a screen reader would take for something else."""
 KINDS = {"image": "picture", "audio": "sound", "video": "clip"}
 """What a visitor calls them."""
 
@@ -65,6 +69,7 @@ def take(source: Path, name: str, folder: Path) -> Medium:
     Raises:
         InputError: no medium, damaged, too many bytes, pixels or seconds; the sentence names the file as `name`.
     """
+    name = UNSHOWN.sub("-", name)[-LONGEST_NAME:]
     if source.stat().st_size > MAX_BYTES:
         raise InputError(
             f"{name} has {source.stat().st_size / 2**20:.0f} MB: at most {MAX_BYTES // 2**20} MB are taken."

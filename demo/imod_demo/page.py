@@ -8,7 +8,6 @@ import gradio as gr
 from imod_demo.acts import NOBODY, Acts
 from imod_demo.conversation import Conversation
 from imod_demo.desk import Desk
-from imod_demo.saw import saw_html
 from imod_demo.shelf import HOLD_SECONDS
 from imod_demo.talk import Target
 from imod_demo.view import examples_html, header_html, script, stage_html, stage_js
@@ -36,7 +35,6 @@ class Column:
     chat: gr.Chatbot
     notice: gr.HTML
     figures: gr.HTML
-    matter: gr.HTML
 
     @property
     def shown(self) -> list[Any]:
@@ -76,8 +74,7 @@ class Page:
                 )
             with gr.Column(scale=7, min_width=320, elem_id="talk"):
                 self._lay_out_talk()
-        with gr.Accordion("What the model saw and heard", open=False, elem_id="saw"):
-            self.saw = gr.HTML(saw_html((), None))
+        self.saw = gr.HTML(elem_id="saw")
         gr.HTML(
             '<footer class="foot">Your files stay on this server while the page is open and are deleted '
             "when you leave.</footer>"
@@ -97,10 +94,12 @@ class Page:
             )
             with gr.Row(elem_id="actions"):
                 self.matters = gr.Checkbox(label="What mattered?", elem_id="switch", container=False)
-                self.fresh = gr.Button("New", size="sm", elem_id="new")
+                self.fresh = gr.Button("Start over", size="sm", elem_id="new")
                 self.retry = gr.Button("Retry", size="sm", elem_id="retry")
                 self.stop = gr.Button("Stop", size="sm", interactive=False, elem_id="stop")
                 self.ask = gr.Button("Ask", size="sm", variant="primary", elem_id="ask")
+        with gr.Row(elem_id="matters", equal_height=False):
+            self.matter_parts = [gr.HTML(elem_id=f"matter-{index + 1}") for index in range(2)]
         with gr.Accordion("More", open=False, elem_id="more"):
             self._lay_out_more()
 
@@ -152,13 +151,11 @@ class Page:
                 chat,
                 gr.HTML(elem_id=f"notice-{index + 1}"),
                 gr.HTML(elem_id=f"figures-{index + 1}"),
-                gr.HTML(elem_id=f"matter-{index + 1}"),
             )
 
     def _wire(self, blocks: gr.Blocks) -> None:
         acts = self.acts
         self.states = [column.state for column in self.columns]
-        self.matter_parts = [column.matter for column in self.columns]
         self.chosen = [self.model, self.beside]
         shown = [part for column in self.columns for part in column.shown]
         tray = [self.waiting, self.tray, self.tray_notice]
@@ -168,7 +165,8 @@ class Page:
         self.stage.upload(acts.receive, [self.waiting, self.states[0]], tray, **LOOKING)
         self.tray.select(acts.take_out, [self.waiting, self.states[0]], tray, **AT_ONCE)
         self.examples.select(acts.try_example, None, [*page, *tray, self.question], **AT_ONCE)
-        self.fresh.click(acts.start_anew, None, [*page, *tray, self.question], **AT_ONCE)
+        clears = [self.fresh.click, *(column.chat.clear for column in self.columns)]
+        gr.on(clears, acts.start_anew, None, [*page, *tray, self.question], **AT_ONCE)
         for choice in self.chosen:
             choice.input(acts.change_models, [*self.chosen, *self.states], [*columns, *page, *tray], **AT_ONCE)
 

@@ -32,8 +32,9 @@ FEWEST_PAIRS = 3
 def saw_html(media: Sequence[Medium], frames: int | None) -> str:
     """All media of a conversation as a model gets them."""
     if not media:
-        return '<p class="quiet">Nothing yet: give it a picture, a sound or a clip and ask.</p>'
-    return "".join(f'<article class="seen">{_heading(one)}{_seen(one, frames)}</article>' for one in media)
+        return ""
+    seen = "".join(f'<article class="seen">{_heading(one)}{_seen(one, frames)}</article>' for one in media)
+    return f"<h2>What the model saw and heard</h2>{seen}"
 
 
 def figures_html(
@@ -88,7 +89,7 @@ def _speed(answer: Answer) -> str:
 
 def _heading(medium: Medium) -> str:
     changes = f'<p class="quiet">{escape("; ".join(medium.changes))}</p>' if medium.changes else ""
-    return f"<h4>{escape(medium.name)}</h4>{changes}"
+    return f"<h3>{escape(medium.name)}</h3>{changes}"
 
 
 def _seen(medium: Medium, frames: int | None) -> str:

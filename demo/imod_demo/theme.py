@@ -8,8 +8,8 @@ from pathlib import Path
 import gradio as gr
 
 CSS = Path(__file__).with_name("static") / "style.css"
-SANS = gr.themes.LocalFont("IBM Plex Sans", weights=(400, 600, 700))
-MONO = gr.themes.LocalFont("IBM Plex Mono", weights=(400, 500, 600))
+SANS = gr.themes.LocalFont("IBM Plex Sans", weights=(400, 700))
+MONO = gr.themes.LocalFont("IBM Plex Mono", weights=(400, 700))
 
 
 def theme() -> gr.themes.Base:
