@@ -44,7 +44,6 @@ def demo(
 
     Give the address of a running server, or a merged model folder DIR, for which one is started and stopped.
     """
-    from imod_demo.app import launch
     from imod_demo.desk import Desk
     from imod_serve.cli import read_api_key
 
@@ -62,6 +61,8 @@ def demo(
             targets = _targets(str(url), model, key, frames)
         targets, beside = _compared(targets, compare, key, frames)
         desk = replace(desk, targets=targets, beside=beside, examples=tuple(found))
+        from imod_demo.app import launch  # gradio takes seconds to import: mistakes are told before
+
         page = launch(desk, host=host, port=port, root_path=root_path)
         stack.callback(page.close, verbose=False)
         if host not in LOOPBACK:

@@ -45,7 +45,7 @@ class Streams:
     quarter_turns: int
     """Counter-clockwise, to show it upright."""
     rate: float
-    """Frames a second, on average."""
+    """Frames a second, most of the time."""
     constant: bool
     seconds: float
     sound_codec: str
@@ -284,8 +284,9 @@ def _frame_times(container: Any, stream: Any) -> tuple[list[float], Any]:
 
 
 def _rate(times: list[float]) -> float:
-    spread = times[-1] - times[0] if len(times) > 1 else 0.0
-    return (len(times) - 1) / spread if spread else 1.0
+    """By the usual distance of two frames: a pause must not make the rest jerky."""
+    gap = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
+    return 1 / gap if gap > 0 else 1.0
 
 
 def _is_constant(times: list[float]) -> bool:
