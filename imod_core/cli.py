@@ -24,8 +24,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("imod_export.doctor.cli:doctor", "Look over a model or adapter folder before it is served."),
     "serve": ("imod_serve.cli:serve", "Serve a merged folder with vLLM."),
     "ask": ("imod_serve.cli:ask", "Ask a server or a folder about a picture, a sound or a clip."),
-    "families": ("imod_core.families.table:families", "Every model family down the whole road, on shrunken models."),
+    "demo": ("imod_demo.cli:demo", "Open a page that asks about pictures, sounds and clips."),
     "eval": ("imod_eval.cli:evaluate", "Predict on a sample file and score the answers."),
+    "families": ("imod_core.families.table:families", "Every model family down the whole road, on shrunken models."),
 }
 
 EXTRA_OF = {
@@ -39,6 +40,8 @@ EXTRA_OF = {
     "gguf": "train",
     "vllm": "serve",
     "openai": "client",
+    "gradio": "demo",
+    "starlette": "demo",
     "onnx": "export",
     "onnxscript": "export",
     "onnxruntime": "onnx",

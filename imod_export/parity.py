@@ -21,13 +21,8 @@ from imod_export.layers import LayerError, Trace, compare_layers, trace
 from imod_export.links import Link, Question, Reply, Unmerged, make_link
 from imod_export.probes import FRAMES, Probe, default_probes, read_probes
 from imod_export.results import Control, ProbeResult, Report
-<<<<<<< HEAD
-from imod_export.subject import Subject, load_model, load_processor, modalities, release_memory, sampling
-from imod_export.tolerances import ARITHMETIC, EFFECT_SHARE, ROUNDING, STOCHASTIC, TURNED_ALIKE, Tolerance
-=======
 from imod_export.subject import Subject, load_model, load_processor, modalities, release_memory, sampling, weaves
-from imod_export.tolerances import ARITHMETIC, EFFECT_SHARE, ROUNDING, STOCHASTIC, Tolerance
->>>>>>> video
+from imod_export.tolerances import ARITHMETIC, EFFECT_SHARE, ROUNDING, STOCHASTIC, TURNED_ALIKE, Tolerance
 
 MERGED = "attached ↔ merged"
 

@@ -8,5 +8,5 @@ graph.py        one module to one checked file              report.py      its s
 runtime.py      answers from an onnx folder: numpy, onnxruntime and tokenizers only
 sessions.py     onnxruntime sessions and the KV cache       avt_inputs.py  what AVT's processor makes, without torch
 pictures.py     resizing and normalising                    omni_inputs.py what Qwen2.5-Omni's processor makes
-mel.py          log-mel spectrograms                        chat.py        chat template and tokenizer
+chat.py         chat template and tokenizer
 """

@@ -12,10 +12,10 @@ from helpers import call
 from transformers import WhisperFeatureExtractor
 
 from imod_core.errors import InputError, MissingFileError
+from imod_core.mel import MelSettings, log_mel, mel_filters
 from imod_core.samples import Message
 from imod_export.compare import same_greedy
 from imod_export.onnx.avt_inputs import frame_indices
-from imod_export.onnx.mel import MelSettings, log_mel, mel_filters
 from imod_export.onnx.pictures import BICUBIC, BILINEAR, resize
 from imod_export.onnx.runtime import OnnxModel
 from imod_export.probes import Probe, default_probes, draw_picture, draw_sound, draw_video

@@ -1,0 +1,326 @@
+"""The page in a real browser, on real servers: what a visitor sees is what the API says."""
+
+import re
+import time
+
+import httpx
+import pytest
+import soundfile
+from PIL import Image
+
+from imod_demo.blank import without
+from imod_serve.client import Client
+from imod_serve.messages import Turn
+
+from .chromium import axe_script
+from .clips import tone, write_clip
+from .conftest import ANSWER_SECONDS, opened
+
+pytestmark = [pytest.mark.server, pytest.mark.timeout(900)]
+QUESTION = "Where is the louder instrument?"
+MAX_TOKENS = 64
+"""The page's own setting."""
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory):
+    """A file of each kind that the page passes on as it is."""
+    folder = tmp_path_factory.mktemp("media")
+    Image.effect_noise((64, 48), 90).convert("RGB").save(folder / "picture.png")
+    soundfile.write(folder / "sound.wav", tone(16_000, 1)[0], 16_000, subtype="PCM_16")
+    write_clip(folder / "clip.mp4")
+    return folder
+
+
+def upload(page, *paths):
+    """Give files and wait until their cards are there."""
+    before = page.locator("#tray .card").count()
+    page.set_input_files("#drop input[type=file]", [str(path) for path in paths])
+    page.locator("#tray .card").nth(before + len(paths) - 1).wait_for()
+
+
+def ask(page, question=QUESTION, answers=1):
+    page.fill("#question textarea", question)
+    page.click("#ask")
+    finished(page, answers)
+
+
+def finished(page, answers=1):
+    """Wait until as many answers are complete: their figures stand below."""
+    page.wait_for_function(
+        """count => [...document.querySelectorAll('.voice')].filter(v => v.querySelector('.keys .speed')
+           && !document.querySelector('#stop:not([disabled])')).length >= count""",
+        arg=answers,
+    )
+
+
+def bubbles(page, column=1, who="bot"):
+    return [text.strip() for text in page.locator(f"#chat-{column} .message.{who}").all_inner_texts()]
+
+
+def words(text):
+    """As the browser shows it: blanks in a row are one; Markdown eats signs that have a meaning there."""
+    return re.findall(r"\w+", text)
+
+
+def alone(*paths, text=QUESTION):
+    by_kind = {kind: tuple(p for p in paths if p.stem == kind) for kind in ("picture", "sound", "clip")}
+    return Turn("user", text, by_kind["picture"], by_kind["sound"], by_kind["clip"])
+
+
+COMBINATIONS = [(), ("picture.png",), ("sound.wav",), ("clip.mp4",), ("picture.png", "sound.wav")]
+
+
+@pytest.mark.parametrize("names", COMBINATIONS, ids=lambda names: "+".join(names) or "words")
+def test_the_streamed_answer_is_the_apis(page, client, media, names):
+    paths = [media / name for name in names]
+    if paths:
+        upload(page, *paths)
+    ask(page)
+    turn = alone(*paths)
+    reference = client.chat([turn], max_tokens=MAX_TOKENS)
+    shown = bubbles(page)[-1]
+    assert words(shown) == words(reference.text)
+    others = [
+        client.chat([alone(*(media / n for n in o))], max_tokens=MAX_TOKENS).text for o in COMBINATIONS if o != names
+    ]
+    assert any(words(other) != words(shown) for other in others), "media change nothing, so equality proves nothing"
+    keys = " ".join(page.locator("#figures-1 .keys").inner_text().split())
+    assert sum(int(n) for n in re.findall(r"(\d+) (?:words|picture|sound|clip)", keys)) == reference.prompt_tokens
+    assert [kind for kind in ("picture", "clip", "sound") if kind in keys] == [
+        kind for kind in ("picture", "clip", "sound") if kind in str(names) or (kind == "sound" and "clip.mp4" in names)
+    ]
+
+
+def test_an_example_fills_the_page_and_a_second_question_goes_with_the_first(page, client):
+    page.locator("#examples button").first.click()
+    page.locator("#tray video").wait_for()
+    page.wait_for_function("document.querySelector('#tray video').readyState >= 1")
+    assert page.input_value("#question textarea").endswith("?")
+    page.click("#ask")
+    finished(page)
+    first = bubbles(page)[-1]
+    page.fill("#question textarea", "And what else?")
+    page.click("#ask")
+    page.wait_for_function("document.querySelectorAll('#chat-1 .message.bot').length >= 2")
+    finished(page)
+    assert bubbles(page)[0] == first
+    assert page.locator("#saw .frames img").count() == 2, "the tiny model is given two frames"
+    assert page.locator("#saw img.mel").count() == page.locator("#saw svg.wave").count() == 1
+
+
+def test_what_mattered_shows_the_apis_answers_and_scores_without_sound_and_picture(page, client, media):
+    upload(page, media / "clip.mp4")
+    page.check("#switch input")
+    ask(page)
+    page.locator("#matter-1 .both .change").wait_for()
+    turn = alone(media / "clip.mp4")
+    said = client.chat([turn], max_tokens=MAX_TOKENS).text
+    before = client.score([turn], said)
+    changes = {}
+    for condition, picture, sound in (("muted", False, True), ("blanked", True, False), ("both", True, True)):
+        changed = [without(turn, picture=picture, sound=sound)]
+        card = page.locator(f"#matter-1 .{condition}")
+        answer = card.locator(".said").inner_text().removesuffix(card.locator(".said .mark").inner_text())
+        assert words(answer) == words(client.chat(changed, max_tokens=MAX_TOKENS).text), condition
+        changes[condition] = client.score(changed, said) - before
+        assert float(card.locator(".change b").inner_text()) == pytest.approx(changes[condition], abs=0.02), condition
+        assert f"{changes[condition]:+.1f}"[:2] in card.locator(".bar").get_attribute("aria-label")
+    assert max(abs(change) for change in changes.values()) > 0.05, "nothing changes, so equality proves nothing"
+    page.uncheck("#switch input")
+    page.wait_for_function("!document.querySelector('#matter-1 .matter')")
+
+
+def test_retry_asks_again_and_start_over_clears_the_page(page, media):
+    upload(page, media / "picture.png")
+    ask(page)
+    answer = bubbles(page)
+    page.click("#retry")
+    page.wait_for_function("!document.querySelector('#chat-1 .message.bot')")
+    finished(page)
+    assert bubbles(page) == answer, "greedy decoding says the same again"
+    page.click("#new")
+    page.wait_for_function("!document.querySelector('#chat-1 .message.user')")
+    assert page.locator("#tray .card").count() == 0
+
+
+def test_stop_keeps_what_was_said_and_frees_the_server(page, demo, client):
+    page.click("#more > button")
+    page.fill("#length input[type=number]", "1024")
+    page.keyboard.press("Tab")
+    page.fill("#question textarea", "Say everything.")
+    page.click("#ask")
+    page.locator("#chat-1 .message.bot").wait_for()
+    page.click("#stop")
+    page.locator("#stop[disabled]").wait_for()
+    assert bubbles(page)[-1]
+    until = time.monotonic() + ANSWER_SECONDS
+    while _running(client) and time.monotonic() < until:
+        time.sleep(0.2)
+    assert _running(client) == 0
+    stopped = bubbles(page)[-1]
+    time.sleep(0.5)
+    assert bubbles(page)[-1] == stopped
+    page.fill("#length input[type=number]", "8")
+    page.keyboard.press("Tab")
+    ask(page, "And now?")
+    assert len(bubbles(page)) == 2
+
+
+def _running(client):
+    metrics = httpx.get(f"{client.url}/metrics", trust_env=False).text
+    return sum(float(n) for n in re.findall(r"^vllm:num_requests_running\{.*\} (\S+)", metrics, re.M))
+
+
+@pytest.mark.parametrize("kind", ["video", "photo", "audio"])
+def test_camera_and_microphone_are_recorded_and_asked_about(page, kind):
+    page.click(f"#drop [data-record={kind}]")
+    stop = page.locator("#drop [data-stop]")
+    stop.wait_for()
+    page.wait_for_timeout(1500)
+    stop.click()
+    card = page.locator("#tray .card")
+    card.wait_for()
+    facts = card.locator(".facts").inner_text()
+    assert {"video": "with sound", "photo": "picture", "audio": "sound"}[kind] in facts
+    ask(page)
+    assert bubbles(page)[-1]
+
+
+def test_a_phones_clip_plays_in_the_browser(page, tmp_path):
+    write_clip(tmp_path / "clip.mov", codec="libx265", sound=("aac", 48_000, "5.1"))
+    upload(page, tmp_path / "clip.mov")
+    page.wait_for_function("document.querySelector('#tray video').readyState >= 2")
+    assert page.evaluate("(async () => { const v = document.querySelector('#tray video'); v.muted = true; "
+                         "await v.play(); return v.videoWidth })()") == 96  # fmt: skip
+    assert "H.264" in page.locator("#tray .changes").inner_text()
+
+
+def test_a_corrupt_file_gets_a_sentence_and_the_page_goes_on(page, media, tmp_path):
+    whole = (media / "clip.mp4").read_bytes()
+    (tmp_path / "broken.mp4").write_bytes(whole[: len(whole) // 2])
+    page.set_input_files("#drop input[type=file]", str(tmp_path / "broken.mp4"))
+    notice = page.locator("#stage [role=alert]")
+    notice.wait_for()
+    assert "broken.mp4" in notice.inner_text()
+    assert "/" not in notice.inner_text()
+    assert page.locator("#tray .card").count() == 0
+    upload(page, media / "picture.png")
+    assert page.locator("#stage [role=alert]").count() == 0
+    page.click("#tray .out")
+    page.wait_for_function("!document.querySelector('#tray .card')")
+
+
+def test_the_keyboard_alone_is_enough(page):
+    page.focus("#examples button")
+    page.keyboard.press("Enter")
+    page.locator("#tray .card").wait_for()
+    page.focus("#question textarea")
+    for target in ("switch", "new", "retry", "ask"):
+        page.keyboard.press("Tab")
+        assert page.evaluate("id => !!document.activeElement.closest('#' + id)", target), target
+        outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+        assert outline not in ("none", ""), target
+    page.keyboard.press("Enter")
+    finished(page)
+
+
+def test_an_empty_question_is_not_sent(page):
+    page.click("#ask")
+    page.get_by_text("Type a question first.").wait_for()
+    assert bubbles(page) == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_axe_finds_nothing_serious_and_nothing_has_to_be_scrolled_sideways(browser, demo, scheme, width):
+    context = browser.new_context(
+        viewport={"width": width, "height": 844}, color_scheme=scheme, has_touch=width < 500, reduced_motion="reduce"
+    )
+    context.set_default_timeout(ANSWER_SECONDS * 1000)
+    page = opened(context.new_page(), demo.url)
+    page.add_style_tag(content="button { --checked: yes }")
+    page.evaluate(axe_script())
+    empty = _serious(page)
+    page.check("#switch input")
+    page.locator("#examples button").first.click()
+    page.locator("#tray .card").wait_for()
+    page.click("#ask")
+    page.locator("#matter-1 .change").last.wait_for()
+    page.click("#more > button")
+    page.locator("#temperature").wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert empty == _serious(page) == []
+    page.evaluate("document.body.append(Object.assign(new Image(), {src: 'data:,'}))")
+    assert _serious(page), "a picture without alternative text goes unnoticed, so this check proves nothing"
+    context.close()
+
+
+def _serious(page):
+    found = page.evaluate("axe.run(document)")
+    assert len(found["passes"]) > 20
+    return [
+        (v["id"], v["nodes"][0]["html"][:200]) for v in found["violations"] if v["impact"] in ("serious", "critical")
+    ]
+
+
+def test_twenty_visitors_at_once_all_get_their_own_answer(browser, demo, client):
+    context = browser.new_context()
+    context.set_default_timeout(2 * ANSWER_SECONDS * 1000)
+    pages = [opened(context.new_page(), demo.url) for _ in range(20)]
+    questions = [f"What does visitor {index} hear?" for index in range(20)]
+    for page, question in zip(pages, questions, strict=True):
+        page.fill("#question textarea", question)
+    for page in pages:
+        page.evaluate("document.querySelector('#ask').click()")
+    for page in pages:
+        finished(page)
+    shown = [bubbles(page)[-1] for page in pages]
+    references = [client.chat([Turn("user", q)], max_tokens=MAX_TOKENS).text for q in questions]
+    assert [words(text) for text in shown] == [words(text) for text in references]
+    assert len(set(references)) > 1
+    context.close()
+
+
+def test_two_models_answer_side_by_side_behind_a_proxys_path(browser, compared, client, other, media):
+    _, address = compared
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    context.set_default_timeout(ANSWER_SECONDS * 1000)
+    page = opened(context.new_page(), address)
+    upload(page, media / "picture.png")
+    page.wait_for_function("document.querySelector('#tray img').naturalWidth == 64")
+    ask(page, answers=2)
+    turn = alone(media / "picture.png")
+    wanted = [c.chat([turn], max_tokens=MAX_TOKENS).text for c in (Client(other.url), client)]
+    assert [words(bubbles(page, column)[-1]) for column in (1, 2)] == [words(text) for text in wanted]
+    assert words(wanted[0]) != words(wanted[1])
+    context.close()
+
+
+def test_a_server_killed_in_mid_answer_is_a_sentence_and_retry_works_once_it_is_back(browser, compared, other):
+    context = browser.new_context()
+    context.set_default_timeout(ANSWER_SECONDS * 1000)
+    page = opened(context.new_page(), compared[0].url.removesuffix("/imod"))
+    page.click("#more > button")
+    page.fill("#length input[type=number]", "1024")
+    page.keyboard.press("Tab")
+    page.fill("#question textarea", QUESTION)
+    page.click("#ask")
+    page.locator("#chat-1 .message.bot").wait_for()
+    other.stop()
+    notice = page.locator("#notice-1 [role=alert]")
+    notice.wait_for()
+    assert re.search(r"broke off|No server answers", notice.inner_text())
+    assert "Traceback" not in notice.inner_text()
+    page.locator("#stop[disabled]").wait_for()
+    page.fill("#length input[type=number]", "8")
+    page.keyboard.press("Tab")
+    page.click("#retry")
+    page.wait_for_function("document.querySelector('#notice-1')?.innerText.includes('No server answers')")
+    other.start()
+    page.locator("#stop[disabled]").wait_for()
+    page.click("#retry")
+    finished(page, 2)
+    assert page.locator("#notice-1 [role=alert]").count() == 0
+    assert bubbles(page)[-1]
+    context.close()
