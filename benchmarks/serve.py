@@ -45,7 +45,22 @@ UNITS = {
     "server cpu ms": lambda run: run["server_cpu_ms"],
 }
 """Of one run of vLLM's bench client; `token` is after the first, `server cpu` for one request."""
-WORDS = "left right middle louder softer higher lower first last drum piano flute who what where when plays is the a".split()
+WORDS = [
+    "left",
+    "right",
+    "louder",
+    "softer",
+    "first",
+    "last",
+    "drum",
+    "piano",
+    "who",
+    "what",
+    "where",
+    "plays",
+    "is",
+    "a",
+]
 ADAPTER = "adapter"
 TARGETS = r".*\.language_model\..*_proj"
 Run = dict[str, Any]
