@@ -32,7 +32,8 @@ ARG TORCH_OPTIONS="--torch-backend cpu"
 RUN apt-get update && apt-get install --yes --no-install-recommends libnuma1 && rm -rf /var/lib/apt/lists/*
 # hadolint ignore=SC2086
 RUN --mount=type=bind,from=tools,source=/opt/tools,target=/opt/tools \
-    uv venv /opt/imod && uv pip install ${TORCH_OPTIONS} torch==2.13.0
+    --mount=type=bind,source=constraints.txt,target=/src/constraints.txt \
+    uv venv /opt/imod && uv pip install ${TORCH_OPTIONS} --constraint constraints.txt torch==2.13.0
 RUN --mount=type=bind,from=tools,source=/opt/tools,target=/opt/tools \
     --mount=type=bind,source=pyproject.toml,target=/src/pyproject.toml \
     --mount=type=bind,source=constraints.txt,target=/src/constraints.txt \
