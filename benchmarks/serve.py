@@ -76,7 +76,7 @@ class Side:
     """What every request holds besides its messages."""
 
     def ask(self, requests: list[Any], concurrency: int) -> Run:
-        """vLLM's bench client over all requests; what it prints goes to stderr. A request that fails ends the run."""
+        """What vLLM's bench client measures over all requests; one that fails ends the benchmark."""
         before = self._cpu()
         with redirect_stdout(io.StringIO()):
             run = asyncio.run(self._bench(requests, concurrency))
@@ -123,7 +123,7 @@ class Side:
         return sum(sum(process.cpu_times()[:2]) for process in (root, *root.children(recursive=True)))
 
 
-def requests_of(kind: str, count: int, tokens: int, words: int, seed: int) -> list[Any]:
+def requests_of(kind: str, count: int, tokens: int, words: int, seed: str) -> list[Any]:
     """`count` chat requests with random words, pictures and sounds, for answers of exactly `tokens`."""
     from vllm.benchmarks.datasets import SampleRequest
 
@@ -183,8 +183,8 @@ def measure(sides: dict[str, Side], kind: str, concurrency: int, options: argpar
     """Medians and ratios of one kind of request at one concurrency."""
     found: dict[str, dict[str, list[float]]] = {side: {unit: [] for unit in UNITS} for side in sides}
     for number in range(-1, options.rounds):  # the first warms up
-        seed = hash((kind == "text", len(KINDS[kind]), concurrency, number))
-        requests = requests_of(kind, concurrency * options.requests, options.tokens, options.words, seed)
+        count, seed = concurrency * options.requests, f"{kind}, {concurrency} at once, round {number}"
+        requests = requests_of(kind, count, options.tokens, options.words, seed)
         for side in list(sides) if number % 2 else reversed(sides):
             run = sides[side].ask(requests, concurrency)
             for unit, value in UNITS.items() if number >= 0 else ():
