@@ -71,7 +71,7 @@ stop() {
 }
 
 wait_for() {
-    for _ in $(seq 600); do
+    for _ in $(seq 1800); do
         ! curl --silent --fail --output /dev/null "$1" || return 0
         kill -0 "$server" 2>/dev/null || break
         sleep 1
@@ -107,7 +107,7 @@ check_demo() {
     # shellcheck disable=SC2046
     start "$box" $(config "$box" Entrypoint) --url http://127.0.0.1:18000 --no-examples --port 17860
     wait_for $url/
-    curl --silent $url/ | grep --quiet gradio
+    [[ $(curl --silent $url/) == *gradio* ]]
 }
 
 [ "$(id -u)" = 0 ] || { echo "buildah's chroot isolation needs root: run it as root." >&2; exit 2; }
