@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 TEXT, NON_TEXT, IGNORED = 0, 1, 2
 """Codes of `token_modality`. IGNORED is padding and, unless asked otherwise, the markers around media."""
 
+MODALITIES = ("image", "audio", "video")
 PLACEHOLDERS = {
     "image": ("image_token_id", "image_token_index", "img_context_token_id"),
     "video": ("video_token_id", "video_token_index", "video_context_token_id"),
@@ -53,7 +54,7 @@ def modalities(config: Any) -> tuple[str, ...]:
     Empty for a text model. Gemma 4 names a placeholder for sounds also where its `audio_config` is null.
     """
     found = _placeholders(config)
-    return tuple(m for m in ("image", "audio", "video") if m in found and not _is_null(config, f"{m}_config"))
+    return tuple(m for m in MODALITIES if m in found and not _is_null(config, f"{m}_config"))
 
 
 def boundary_token_ids(config: Any) -> tuple[int, ...]:

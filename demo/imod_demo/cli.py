@@ -85,7 +85,9 @@ def _served(folder: Path, key: str | None, frames: int | None) -> Iterator[tuple
         config = json.loads((server.artifact.folder / "config.json").read_text(encoding="utf-8"))
         placeholders = media_token_ids(config) if server.artifact.modalities else None
         client = Client(server.url, server.name, key)
-        yield (Target(server.name, client, frames or server.artifact.video_frames, placeholders),)
+        sampling = server.artifact.frames
+        frames = frames or (sampling.num_frames if sampling else None)
+        yield (Target(server.name, client, frames, placeholders),)
 
 
 def _targets(url: str, model: str | None, key: str | None, frames: int | None) -> tuple["Target", ...]:

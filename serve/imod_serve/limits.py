@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields, replace
 
 from imod_core.errors import InputError
 from imod_core.media import MAX_PIXELS, MAX_SECONDS
-from imod_serve.artifact import MODALITIES
+from imod_core.modality import MODALITIES
 
 LIMITS = "IMOD_SERVE_LIMITS"
 """Environment variable with the limits as JSON."""
