@@ -52,7 +52,8 @@ MEGABYTES = 15
 def test_tensors_have_the_hubs_names_in_several_shards(shrunken, name):
     checkpoint = read_checkpoint(shrunken(name))
     assert checkpoint.tensors.keys() >= set(HUB_NAMES[name])
-    assert checkpoint.index and len(checkpoint.shards) > 2
+    assert checkpoint.index
+    assert len(checkpoint.shards) > 2
     assert sum(path.stat().st_size for path in shrunken(name).iterdir()) < MEGABYTES * 1e6
 
 
@@ -99,7 +100,8 @@ def test_adapters_go_into_the_decoder_alone(shrunken, name):
     linears = {key: module for key, module in model.named_modules() if isinstance(module, nn.Linear)}
     chosen = {key for key in linears if re.fullmatch(FAMILIES[name].linears, key)}
     inside = {id(module) for module in model.get_decoder().modules()}
-    assert chosen and all(id(linears[key]) in inside for key in chosen)
+    assert chosen
+    assert all(id(linears[key]) in inside for key in chosen)
     layers = {key.split(".layers.")[1].split(".")[0] for key in chosen}
     assert len(layers) == model.config.get_text_config().num_hidden_layers
 
@@ -111,7 +113,8 @@ def test_every_medium_changes_what_the_model_says(shrunken, name):
     for probe in default_probes(modalities(read_config(folder))):
         prompt = subject.prompt(probe)
         answer = subject.greedy(prompt)
-        assert answer and max(prompt.ids) < subject.model.get_input_embeddings().num_embeddings
+        assert answer
+        assert max(prompt.ids) < subject.model.get_input_embeddings().num_embeddings
         for kind in probe.media:
             other = subject.logits(subject.prompt(probe.swapped(kind)), answer)
             difference = other[-len(answer) :] - subject.logits(prompt, answer)[-len(answer) :]
@@ -132,7 +135,8 @@ def test_a_backbone_alone_is_a_text_model_that_avt_takes(tmp_path, name):
     assert call("base", "build", "--shrunken", name, "--out", tmp_path / "llm").code == 0
     kind = transformers.AutoModelForCausalLM
     model, info = kind.from_pretrained(tmp_path / "llm", output_loading_info=True, dtype=torch.float32)
-    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
     assert type(model).__name__ == BACKBONES[name].model
     words = transformers.AutoTokenizer.from_pretrained(tmp_path / "llm")
     assert words.decode(words("Where is the violin?", add_special_tokens=False).input_ids) == "Where is the violin?"
@@ -143,5 +147,6 @@ def test_a_backbone_alone_is_a_text_model_that_avt_takes(tmp_path, name):
 
 def test_shrunken_takes_no_parts(tmp_path):
     outcome = call("base", "build", "--shrunken", "gemma4", "--llm", "x", "--out", tmp_path / "out")
-    assert outcome.code == 2 and "random throughout" in outcome.message
+    assert outcome.code == 2
+    assert "random throughout" in outcome.message
     assert not (tmp_path / "out").exists()
