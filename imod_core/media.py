@@ -5,8 +5,9 @@ that names the file; sizes beyond the limits below are refused before they are d
 """
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,39 @@ MAX_PIXELS = 50_000_000
 """Of one picture or video frame; a 50-megapixel camera still passes."""
 MAX_SECONDS = 600.0
 """Of one sound or video: a MUSIC-AVQA clip has 60, and ten minutes of 48 kHz stereo take 230 MB."""
+UNKNOWN_FPS = 24.0
+"""Taken where a video does not tell its rate, as in transformers."""
 SHORTFALL = 0.05
 """Share of its announced length that a container may lack: edit lists and encoder padding make up to this."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Frames of a video, and where in it they were."""
+
+    frames: NDArray[np.uint8]
+    """(T, H, W, 3), RGB."""
+    indices: tuple[int, ...]
+    """Of each frame in the file."""
+    total: int
+    """Frames of the file."""
+    fps: float
+    """Frames of the file a second."""
+    source: Source | None = field(default=None, repr=False, compare=False)
+    """The file."""
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return np.asarray(self.frames, dtype)
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The fields of transformers' `VideoMetadata` that processors read."""
+        return {
+            "total_num_frames": self.total,
+            "fps": self.fps,
+            "duration": self.total / self.fps,
+            "frames_indices": list(self.indices),
+        }
 
 
 def load_image(source: Source) -> Image.Image:
@@ -65,6 +97,11 @@ def load_video(source: Source, num_frames: int) -> NDArray[np.uint8]:
     """
     if num_frames < 1:
         raise InputError(f"num_frames is {num_frames}: expected 1 or more.")
+    return read_video(source, lambda total, fps: frame_indices(total, num_frames)).frames
+
+
+def read_video(source: Source, choose: Callable[[int, float], list[int]]) -> Clip:
+    """The frames at the rising indices that `choose` names, given how many there are and how many a second."""
     name, file = _open(source)
     with _container(name, file) as container:
         if not container.streams.video:
@@ -74,9 +111,10 @@ def load_video(source: Source, num_frames: int) -> NDArray[np.uint8]:
         _check_pixels(name, stream.codec_context.width, stream.codec_context.height)
         _check_seconds(name, _seconds(container, stream))
         total = stream.frames or _count_frames(container, stream)
-        wanted = frame_indices(total, num_frames)
+        fps = float(stream.average_rate or stream.guessed_rate or UNKNOWN_FPS)
+        wanted = choose(max(total, 1), fps)
         frames = _decode_at(name, container, stream, wanted)
-    return np.stack([frames[index] for index in wanted])
+    return Clip(np.stack([frames[index] for index in wanted]), tuple(wanted), max(total, 1), fps, source)
 
 
 def frame_indices(total: int, num_frames: int) -> list[int]:

@@ -11,7 +11,10 @@ from typing import Any
 
 AVT_ARCHITECTURE = "AvtForConditionalGeneration"
 BACKEND = "vllm.model_executor.models.transformers:TransformersMultiModalForCausalLM"
+OMNI_ARCHITECTURES = ("Qwen2_5OmniModel", "Qwen2_5OmniForConditionalGeneration")
+OMNI = "imod_serve.vllm_omni:SERVED"
 VIDEO_BACKEND = "imod"
+WEAVE = "use_audio_in_video"
 ALL_FRAMES = 32
 """Taken where a request asks for all frames; as many as vLLM takes by default."""
 
@@ -20,7 +23,7 @@ logger = logging.getLogger("vllm.imod")
 
 def register() -> None:
     """Register AVT and its video decoding with transformers and vLLM. Safe to call again; never raises."""
-    for step in (_register_model, _register_video):
+    for step in (_register_model, _register_omni, _register_video, allow_weaving):
         try:
             step()
         except Exception as error:
@@ -37,24 +40,50 @@ def _register_model() -> None:
         ModelRegistry.register_model(AVT_ARCHITECTURE, BACKEND)
 
 
+def _register_omni() -> None:
+    """Qwen2.5-Omni by a class of ours, named and not imported: most servers run another model."""
+    from vllm import ModelRegistry
+
+    for architecture in OMNI_ARCHITECTURES:
+        ModelRegistry.register_model(architecture, OMNI)
+
+
+def allow_weaving() -> None:
+    """Let a request ask for a video's own sound between its frames, though it may set nothing else of a processor."""
+    from vllm.renderers import online_renderer
+
+    checked = online_renderer.validate_request_mm_kwargs
+
+    def validate_request_mm_kwargs(*, mm_processor_kwargs: dict[str, Any] | None, **others: Any) -> None:
+        if mm_processor_kwargs in ({WEAVE: True}, {WEAVE: False}):
+            mm_processor_kwargs = None
+        checked(mm_processor_kwargs=mm_processor_kwargs, **others)
+
+    if checked.__module__ != __name__:
+        online_renderer.validate_request_mm_kwargs = validate_request_mm_kwargs
+
+
 def _register_video() -> None:
-    """Take over the decoding for AVT's video processor alone."""
+    """Take over the decoding for AVT's video processor, and for others where `--media-io-kwargs` names it."""
     from vllm.multimodal.video import VIDEO_LOADER_REGISTRY, VideoLoader
 
-    from imod_core.media import load_video
+    from imod_core.sampling import FrameSampling, load_clip
 
     @VIDEO_LOADER_REGISTRY.register(VIDEO_BACKEND, video_processor="AvtVideoProcessor")
     class ImodVideoLoader(VideoLoader):
-        """`num_frames` frames at the places where training takes them."""
+        """The frames that training takes, see `imod_core.sampling`."""
 
         @classmethod
-        def load_bytes(cls, data: bytes, num_frames: int = -1, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
-            frames = load_video(data, num_frames if num_frames > 0 else ALL_FRAMES)
-            return frames, {
-                "total_num_frames": len(frames),
-                "fps": 1.0,
-                "duration": float(len(frames)),
-                "frames_indices": list(range(len(frames))),
-                "video_backend": VIDEO_BACKEND,
-                "do_sample_frames": False,
-            }
+        def load_bytes(
+            cls,
+            data: bytes,
+            num_frames: int = -1,
+            fps: float | None = None,
+            rule: str | None = None,
+            min_frames: int | None = None,
+            max_frames: int | None = None,
+            **kwargs: Any,
+        ) -> tuple[Any, dict[str, Any]]:
+            count = None if fps else num_frames if num_frames > 0 else ALL_FRAMES
+            clip = load_clip(data, FrameSampling(count, fps, rule, min_frames, max_frames))
+            return clip.frames, {**clip.metadata, "video_backend": VIDEO_BACKEND, "do_sample_frames": False}
