@@ -11,6 +11,7 @@ from imod_core.families.rehearsal import rehearse
 from imod_core.families.road import Road
 from imod_core.families.table import cell, faults, report
 from imod_export.export import ExportSettings, export
+from imod_export.links import Unmerged, make_link
 from imod_export.subject import load_model
 from imod_train import ImodConfig, attach
 from tests.helpers import imod
@@ -97,3 +98,9 @@ def test_a_thinkers_adapter_leaves_the_rest_of_qwen2_5_omni_alone(shrunken, tmp_
 
 def test_a_family_says_where_its_language_model_sits(shrunken):
     assert linears_of(shrunken("qwen3-omni")) == FAMILIES["qwen3-omni"].linears != FAMILIES["qwen2.5-omni"].linears
+
+
+@pytest.mark.parametrize("adapters", [(), ((None, 0.5),), ((None, 1.0), (None, 1.0))])
+def test_vllm_unmerged_serves_one_whole_adapter(tmp_path, adapters):
+    with pytest.raises(InputError, match="one adapter of weight 1"):
+        make_link("vllm:lora", tmp_path, "float32", Unmerged(tmp_path, adapters))
