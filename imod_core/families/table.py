@@ -21,7 +21,7 @@ COLUMNS = {
     "vllm": "vLLM merged",
     "vllm:lora": "vLLM LoRA",
 }
-MEDIA = ("text", "image", "audio", "video", "image+audio", "video+audio")
+MEDIA = ("text", "image", "audio", "video", "image+audio", "video+audio", "video with its sound")
 """Probes, in the order of the second table."""
 LIMIT = 1e-5
 """Of a log probability in float32 between vLLM and transformers."""
@@ -122,7 +122,7 @@ def _doctor(found: dict[str, Any]) -> str:
 
 
 def _onnx(found: dict[str, Any]) -> str:
-    full = [p for p in found["onnx"]["probes"] if p["variant"] == "fp32"]
+    full = [p for p in found["onnx"]["probes"] if p["arithmetic"] == "fp32"]
     return _error(max(p["distance"]["max_abs"] for p in full))
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from imod_core.errors import InputError, MissingFileError
-from imod_core.modality import modalities as modalities_of
+from imod_core.modality import modalities
 from imod_core.sampling import FrameSampling
 
 
@@ -43,14 +43,14 @@ def read_artifact(folder: Path | str) -> Artifact:
     core = config.get("thinker_config", config)
     text = core.get("text_config") or core
     template = folder / "chat_template.jinja"
-    modalities = modalities_of(config)
+    taken = modalities(config)
     return Artifact(
         folder=folder,
         model_type=config.get("model_type", "unknown"),
-        modalities=modalities,
+        modalities=taken,
         max_positions=text.get("max_position_embeddings"),
         dtype=_first(config, core, text, keys=("dtype", "torch_dtype")),
-        frames=FrameSampling.read(folder) if "video" in modalities else None,
+        frames=FrameSampling.read(folder) if "video" in taken else None,
         chat_template=template if template.is_file() else None,
     )
 
