@@ -10,15 +10,15 @@ from transformers import AutoProcessor
 from transformers.utils import logging
 
 import imod_core.avt  # noqa: F401  (registers AVT with the Auto classes)
+from imod_core import modality
 from imod_core.avt.prompts import conversation
 from imod_core.console import console
 from imod_core.errors import InputError, MissingFileError
 from imod_core.families.load import mend, trained_class
 from imod_core.media import SAMPLE_RATE
-from imod_core.modality import boundary_token_ids
 from imod_core.positions import mend_video_positions
 from imod_core.sampling import FrameSampling, video_arguments
-from imod_export.probes import FRAMES, MEDIA, Probe
+from imod_export.probes import FRAMES, Probe
 from imod_export.tensors import read_json
 
 NEW_TOKENS = 12
@@ -116,17 +116,14 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def modalities(folder: Path) -> set[str]:
     """Media that the model takes, as its configuration's placeholders tell."""
-    config = read_config(folder)
-    core = config.get("thinker_config", config)
-    return {m for m in MEDIA if {f"{m}_token_id", f"{m}_token_index"} & core.keys()}
+    return set(modality.modalities(read_config(folder)))
 
 
 def placeholder_ids(config: dict[str, Any]) -> list[int] | None:
     """Token ids that stand for media or frame them."""
-    core = config.get("thinker_config", config)
-    names = [f"{m}_token_{end}" for m in MEDIA for end in ("id", "index")]
-    ids = [core.get(name) for name in names] + list(core.get("boundary_token_ids") or [])
-    return sorted({i for i in (*ids, *boundary_token_ids(config)) if isinstance(i, int)}) or None
+    media = modality.media_token_ids(config).values() if modality.modalities(config) else ()
+    own = config.get("boundary_token_ids") or ()
+    return sorted({*(i for ids in media for i in ids), *own, *modality.boundary_token_ids(config)}) or None
 
 
 def sampling(processor: Any) -> tuple[FrameSampling, int]:

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-LANGUAGE_LINEARS = r".*\blanguage_model\.layers\.\d+\.(?:self_attn\.[qkvo]_proj|mlp\.(?:gate|up|down)_proj)"
-"""The linears of the language model by their names at run time; towers, projectors and talkers lie elsewhere."""
-ATTENTION_LINEARS = r".*\blanguage_model\.layers\.\d+\.self_attn\.[qkvo]_proj"
+_LAYER = r"(?:.*\.)?model\.(?:language_model\.)?layers\.\d+"
+LANGUAGE_LINEARS = rf"{_LAYER}\.(?:self_attn\.[qkvo]_proj|mlp\.(?:gate|up|down)_proj)"
+"""The linears of the language model by their names at run time, in a thinker of its own without `language_model`;
+towers and projectors have another name before `layers`."""
+ATTENTION_LINEARS = rf"{_LAYER}\.self_attn\.[qkvo]_proj"
 """Those of its attention alone."""
 
 Ids = Mapping[str, int]
@@ -66,6 +68,8 @@ class Family:
     """PEFT's `target_modules`: the linears of the language model that take an adapter."""
     left_alone: tuple[str, ...] = ()
     """Beginnings of tensor names in the hub's checkpoint that belong to other models, kept byte for byte."""
+    vllm_owner: str | None = None
+    """What an adapter's names need in front for vLLM to find them beside the base; None where it maps them itself."""
     sound_of_video: str | None = None
     """How a clip's sound reaches the model: `beside` as a sound of its own, or `interleaved` with the frames."""
     graphs: bool = False

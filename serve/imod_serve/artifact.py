@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from imod_core.errors import InputError, MissingFileError
+from imod_core.modality import modalities
 from imod_core.sampling import FrameSampling
-
-MODALITIES = ("image", "audio", "video")
 
 
 @dataclass(frozen=True)
@@ -20,7 +19,7 @@ class Artifact:
     model_type: str
     """As in config.json, `avt` or any that transformers knows."""
     modalities: tuple[str, ...]
-    """Those of image, audio, video for which the configuration has a placeholder token."""
+    """Those of image, audio, video that the model takes."""
     max_positions: int | None
     """Longest prompt and answer that the language model was made for, in tokens."""
     dtype: str | None
@@ -44,14 +43,14 @@ def read_artifact(folder: Path | str) -> Artifact:
     core = config.get("thinker_config", config)
     text = core.get("text_config") or core
     template = folder / "chat_template.jinja"
-    modalities = tuple(m for m in MODALITIES if {f"{m}_token_id", f"{m}_token_index"} & core.keys())
+    taken = modalities(config)
     return Artifact(
         folder=folder,
         model_type=config.get("model_type", "unknown"),
-        modalities=modalities,
+        modalities=taken,
         max_positions=text.get("max_position_embeddings"),
         dtype=_first(config, core, text, keys=("dtype", "torch_dtype")),
-        frames=FrameSampling.read(folder) if "video" in modalities else None,
+        frames=FrameSampling.read(folder) if "video" in taken else None,
         chat_template=template if template.is_file() else None,
     )
 
