@@ -31,7 +31,7 @@ def main(folder: str, requests: str, out: str, how: str = "plugin") -> None:
         max_model_len=1024,
         enforce_eager=True,
         max_num_seqs=4,
-        limit_mm_per_prompt={"image": 2, "audio": 2, "video": 1},
+        limit_mm_per_prompt={"image": 2, "audio": 2, "video": 2},
         distributed_executor_backend="uni",
         trust_remote_code=how == "plain",
     )

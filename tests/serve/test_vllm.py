@@ -4,7 +4,6 @@ import json
 import pickle
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from imod_core.media import load_audio, load_image, load_video
 from imod_core.samples import Message
 from imod_serve.local import LocalModel
 
+from .conftest import MediaFiles
 from .run_llm import TOKENS
 
 pytestmark = pytest.mark.timeout(300)
@@ -26,6 +26,9 @@ QUESTIONS = {
     "audio": "<audio>What sounds?",
     "video": "<video>What moves?",
     "video with sound": "<video><audio>Which sounds?",
+    "two sounds": "<audio>or <audio>Which?",
+    "two videos with sound": "<video><audio>Is it <video><audio>Which?",
+    "all": "<image>left <video><audio>right <image>Which?",
 }
 
 
@@ -51,14 +54,21 @@ def run_vllm(base, media, local, folder, *options):
 
 def request(local, media, question):
     """A prompt text and decoded media, as `LLM.generate` takes them."""
-    text = prompt(local, question)
-    sound = media.video if "<video>" in question else media.audio
+    files = sources(media, question)
     data = {
-        "image": [load_image(media.image)] * question.count("<image>"),
-        "audio": [(load_audio(sound), 16_000)] * question.count("<audio>"),
-        "video": [load_video(media.video, local.artifact.frames.num_frames)] * question.count("<video>"),
+        "image": [load_image(path) for path in files["<image>"]],
+        "audio": [(load_audio(path), 16_000) for path in files["<audio>"]],
+        "video": [load_video(path, local.artifact.frames.num_frames) for path in files["<video>"]],
     }
-    return text, {kind: items for kind, items in data.items() if items}
+    return prompt(local, question), {kind: items for kind, items in data.items() if items}
+
+
+def sources(media, question):
+    """Files by tag, as many as the question has; sounds are the videos' own where there are videos."""
+    videos = [media.video, media.other_video]
+    sounds = videos if "<video>" in question else [media.audio, media.silent_wav]
+    found = {"<image>": [media.image, media.other_image], "<audio>": sounds, "<video>": videos}
+    return {tag: paths[: question.count(tag)] for tag, paths in found.items()}
 
 
 def prompt(local, question):
@@ -69,10 +79,7 @@ def prompt(local, question):
 
 def teacher_forced(local, media, question, tokens):
     """Transformers' logprobs of `tokens` as the answer to `question`, (TOKENS,)."""
-    sound = media.video if "<video>" in question else media.audio
-    sources = {"<image>": [media.image], "<audio>": [sound], "<video>": [media.video]}
-    given = {tag: found if tag in question else [] for tag, found in sources.items()}
-    inputs = local.inputs([Message("user", question)], given)
+    inputs = local.inputs([Message("user", question)], sources(media, question))
     length = inputs["input_ids"].shape[1]
     inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([tokens])], dim=1)
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
@@ -88,13 +95,17 @@ def test_logprobs_equal_transformers(kind, answers, local, media):
     torch.testing.assert_close(torch.tensor(logprobs), reference, rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("kind", ["image", "audio", "video", "video with sound"])
+@pytest.mark.parametrize("kind", [kind for kind in QUESTIONS if kind != "text"])
 def test_another_medium_gives_other_logprobs(kind, answers, local, media):
-    """The negative control: had vLLM dropped or swapped the medium, the test above would have seen it."""
-    other = replace(media, image=media.other_image, audio=media.silent_wav, video=media.other_video)
+    """The negative control: had vLLM dropped or swapped a medium, the test above would have seen it."""
+    other = MediaFiles(media.other_image, media.silent_wav, media.other_video, media.silent, *swapped(media))
     tokens, logprobs = zip(*answers[kind], strict=True)
     reference = teacher_forced(local, other, QUESTIONS[kind], list(tokens))
     assert (torch.tensor(logprobs) - reference).abs().max() > 10 * TOLERANCE
+
+
+def swapped(media):
+    return media.image, media.audio, media.video
 
 
 def test_vllm_without_this_project_serves_the_folder_by_its_own_code(answers, base, media, local, tmp_path):
