@@ -7,7 +7,7 @@ that names the file; sizes beyond the limits below are refused before they are d
 import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,8 @@ class Clip:
     """Frames of the file."""
     fps: float
     """Frames of the file a second."""
+    source: Source | None = field(default=None, repr=False, compare=False)
+    """The file."""
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         return np.asarray(self.frames, dtype)
@@ -112,7 +114,7 @@ def read_video(source: Source, choose: Callable[[int, float], list[int]]) -> Cli
         fps = float(stream.average_rate or stream.guessed_rate or UNKNOWN_FPS)
         wanted = choose(max(total, 1), fps)
         frames = _decode_at(name, container, stream, wanted)
-    return Clip(np.stack([frames[index] for index in wanted]), tuple(wanted), max(total, 1), fps)
+    return Clip(np.stack([frames[index] for index in wanted]), tuple(wanted), max(total, 1), fps, source)
 
 
 def frame_indices(total: int, num_frames: int) -> list[int]:

@@ -37,12 +37,7 @@ def media_token_ids(config: Any) -> dict[str, tuple[int, ...]]:
     `config` is a transformers configuration or a dict; nested ones (`thinker_config`, `text_config` …) are
     searched too and the outermost name wins. Raises InputError when there is no placeholder at all.
     """
-    found: dict[str, tuple[int, ...]] = {}
-    for part in _parts(config):
-        for modality, spellings in PLACEHOLDERS.items():
-            ids = next(filter(None, (_ids(part, name) for name in spellings)), ())
-            if ids:
-                found.setdefault(modality, ids)
+    found = _placeholders(config)
     if not found:
         raise InputError(
             f"The configuration of model type '{_value(config, 'model_type')}' names no image_token_id, "
@@ -50,6 +45,15 @@ def media_token_ids(config: Any) -> dict[str, tuple[int, ...]]:
             "use a multimodal model or give the placeholder ids as media_token_ids."
         )
     return found
+
+
+def modalities(config: Any) -> tuple[str, ...]:
+    """Those of image, audio and video that a model takes: it has a placeholder, and an encoder unless that is null.
+
+    Empty for a text model. Gemma 4 names a placeholder for sounds also where its `audio_config` is null.
+    """
+    found = _placeholders(config)
+    return tuple(m for m in ("image", "audio", "video") if m in found and not _is_null(config, f"{m}_config"))
 
 
 def boundary_token_ids(config: Any) -> tuple[int, ...]:
@@ -85,6 +89,22 @@ def token_modality(
             itself = attention_mask[:, 0].diagonal(dim1=-2, dim2=-1).to(codes.device)
             codes.masked_fill_(~itself if itself.dtype == torch.bool else itself < 0, IGNORED)
     return codes
+
+
+def _placeholders(config: Any) -> dict[str, tuple[int, ...]]:
+    found: dict[str, tuple[int, ...]] = {}
+    for part in _parts(config):
+        for modality, spellings in PLACEHOLDERS.items():
+            ids = next(filter(None, (_ids(part, name) for name in spellings)), ())
+            if ids:
+                found.setdefault(modality, ids)
+    return found
+
+
+def _is_null(config: Any, name: str) -> bool:
+    """Whether a configuration or a part of it has the entry `name`, and it is null."""
+    held = [part if isinstance(part, dict) else vars(part) for part in _parts(config)]
+    return any(name in part and part[name] is None for part in held)
 
 
 def _equals_any(input_ids: torch.Tensor, ids: Iterable[int]) -> torch.Tensor:

@@ -70,7 +70,7 @@ def without_sound(probe: Probe) -> Probe:
     """The probe as a pipeline asks it that loses sounds on the way."""
     messages = tuple(Message(m.role, m.content.replace("<audio>", "")) for m in probe.messages)
     media = {kind: items for kind, items in probe.media.items() if kind != "audio"}
-    return replace(probe, name=f"{probe.name}, sound dropped", messages=messages, media=media)
+    return replace(probe, name=f"{probe.name}, sound dropped", messages=messages, media=media, woven=False)
 
 
 def _wrong(variants: Variants | None, name: str) -> torch.Tensor | None:

@@ -13,6 +13,7 @@ class FolderLink:
     """A folder that transformers loads, computing in float32."""
 
     arithmetic = "float32"
+    weaves = True
 
     def __init__(self, folder: Path):
         self.folder, self.name = folder, folder.name

@@ -61,6 +61,8 @@ class Link(Protocol):
     """dtype that it computes in."""
     tolerance: Tolerance
     """How far it may be from the merged model in transformers, computed in float32."""
+    weaves: bool
+    """Whether it can read videos with their sound woven in."""
 
     def ask(self, questions: list[Question]) -> dict[str, Reply]:
         """Replies by the probes' names."""

@@ -12,16 +12,16 @@ from typing import Any
 
 import torch
 
-from imod_core.console import track
+from imod_core.console import console, track
 from imod_core.errors import InputError
 from imod_export.attached import attach_adapters, scaled
 from imod_export.compare import common_prefix, distance, faults_of, same_greedy
 from imod_export.controls import Variants, scale_controls, told_by_layers, without_sound
 from imod_export.layers import LayerError, Trace, compare_layers, trace
 from imod_export.links import Link, Question, Reply, Unmerged, make_link
-from imod_export.probes import Probe, default_probes, read_probes
+from imod_export.probes import FRAMES, Probe, default_probes, read_probes
 from imod_export.results import Control, ProbeResult, Report
-from imod_export.subject import Subject, load_model, load_processor, modalities, release_memory, sampling
+from imod_export.subject import Subject, load_model, load_processor, modalities, release_memory, sampling, weaves
 from imod_export.tolerances import ARITHMETIC, EFFECT_SHARE, ROUNDING, STOCHASTIC, Tolerance
 
 MERGED = "attached ↔ merged"
@@ -70,11 +70,12 @@ def prepare(chain: Chain) -> tuple[list[Probe], list[Link]]:
         InputError, MissingFileError: no processor, no usable probes, or a link that cannot run here.
     """
     takes = modalities(chain.merged)
-    frames, rate = sampling(load_processor(chain.merged))
+    processor = load_processor(chain.merged)
+    frames, rate = sampling(processor)
     unmerged = Unmerged(chain.base, chain.adapters)
     links = [make_link(spec, chain.merged, chain.stored, unmerged) for spec in chain.against]
     if chain.probes is None:
-        return default_probes(takes, rate, frames), links
+        return default_probes(takes, rate, frames.num_frames or FRAMES, weaves(processor)), links
     probes = read_probes(chain.probes, takes, frames, rate)
     if not probes:
         media = ", ".join(sorted(takes)) or "none"
@@ -220,6 +221,9 @@ def ask_link(
 ) -> tuple[list[ProbeResult], list[Control]]:
     """A further link on all probes against the merged model, and on other media, which it must notice."""
     name = f"merged ↔ {link.name}"
+    if not link.weaves and any(probe.woven for probe in probes):
+        console.print(f"{link.name} is not asked about a video with its sound woven in, which it cannot read.")
+        probes = [probe for probe in probes if not probe.woven]
     swapped = [(probe, kind, probe.swapped(kind)) for probe in probes for kind in probe.media]
     questions = [_question(probe, references[probe.name]) for probe in probes]
     questions += [_question(other, references[probe.name]) for probe, _, other in swapped]

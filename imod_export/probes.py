@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from imod_core.media import SAMPLE_RATE, load_audio, load_image, load_video
+from imod_core.media import SAMPLE_RATE, load_audio, load_image
 from imod_core.samples import MEDIA_KEYS, Message, Sample, read_samples
+from imod_core.sampling import FrameSampling, load_clip
 
 PICTURE = (96, 128)
 """Height and width."""
@@ -34,17 +35,24 @@ class Probe:
     messages: tuple[Message, ...]
     """With media tags; the last is the user's."""
     media: dict[str, list[Any]] = field(default_factory=dict)
-    """By kind: PIL pictures, sounds (n,) at the given rate, videos (T, H, W, 3)."""
+    """By kind: PIL pictures, sounds (n,) at the given rate, videos as clips or (T, H, W, 3)."""
     others: dict[str, list[Any]] = field(default_factory=dict)
     """Stand-ins for `media`."""
+    woven: bool = False
+    """Whether each video has its sound, the next of `media`, woven between its frames."""
 
     def swapped(self, kind: str) -> "Probe":
         """This probe with the media of one kind exchanged."""
         return replace(self, name=f"{self.name}, other {kind}", media={**self.media, kind: self.others[kind]})
 
 
-def default_probes(modalities: Iterable[str], rate: int = SAMPLE_RATE, frames: int = FRAMES) -> list[Probe]:
-    """Text, each medium, and picture or video with sound, as far as the model has these `modalities`."""
+def default_probes(
+    modalities: Iterable[str], rate: int = SAMPLE_RATE, frames: int = FRAMES, weaves: bool = False
+) -> list[Probe]:
+    """Text, each medium, and picture or video with sound, as far as the model has these `modalities`.
+
+    For a model that `weaves`, a video also with its sound between its frames.
+    """
     wanted = [
         ("text", "", "Name three instruments that have strings."),
         ("image", "<image>", "What is in the middle of the picture?"),
@@ -53,10 +61,11 @@ def default_probes(modalities: Iterable[str], rate: int = SAMPLE_RATE, frames: i
         ("image+audio", "<image><audio>", "Does the thing on the left make the sound?"),
         ("video+audio", "<video><audio>", "How many things move while it sounds?"),
     ]
-    return [_drawn(*entry, rate, frames) for entry in wanted if _kinds(entry[1]) <= set(modalities)]
+    probes = [_drawn(*entry, rate, frames) for entry in wanted if _kinds(entry[1]) <= set(modalities)]
+    return [*probes, _woven(probes[-1])] if weaves and probes[-1].name == "video+audio" else probes
 
 
-def read_probes(path: Path, modalities: Iterable[str], frames: int, rate: int = SAMPLE_RATE) -> list[Probe]:
+def read_probes(path: Path, modalities: Iterable[str], frames: FrameSampling, rate: int = SAMPLE_RATE) -> list[Probe]:
     """Probes from a sample file: those whose media the model takes, at most `MAX_PROBES`.
 
     Raises:
@@ -69,7 +78,7 @@ def read_probes(path: Path, modalities: Iterable[str], frames: int, rate: int = 
     loaders: dict[str, Callable] = {
         "image": load_image,
         "audio": lambda p: load_audio(p, rate),
-        "video": lambda p: load_video(p, frames),
+        "video": lambda p: load_clip(p, frames),
     }
     return [_from_sample(sample, chosen, loaders, rate) for sample in chosen]
 
@@ -114,6 +123,11 @@ def _drawn(name: str, tags: str, question: str, rate: int, frames: int) -> Probe
     media = {kind: [_stand_in(kind, 0, rate, frames)] for kind in _kinds(tags)}
     others = {kind: [_stand_in(kind, 1, rate, frames)] for kind in media}
     return Probe(name, (Message("user", tags + question),), media, others)
+
+
+def _woven(probe: Probe) -> Probe:
+    messages = tuple(Message(m.role, m.content.replace("<audio>", "")) for m in probe.messages)
+    return replace(probe, name="video with its sound", messages=messages, woven=True)
 
 
 def _stand_in(kind: str, variant: int, rate: int, frames: int = FRAMES) -> Any:

@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 
 from imod_core.console import track
 from imod_core.errors import CheckFailed
+from imod_core.media import Clip
 from imod_core.samples import MEDIA_KEYS
+from imod_core.sampling import DRAWN_FPS
 from imod_export.compare import common_prefix
 from imod_export.links import Question, Reply
 from imod_export.probes import Probe
@@ -32,6 +34,9 @@ TIMEOUT = 300.0
 
 class ServerLink:
     """A server at `url` that serves `folder`, in whatever dtype it was started with."""
+
+    weaves = False
+    """Servers do not weave unless a request may say so, which few allow."""
 
     def __init__(self, url: str, folder: Path, stored: str):
         self.url, self.folder, self.name = url.rstrip("/").removesuffix("/v1"), folder, url
@@ -96,7 +101,7 @@ def _file(kind: str, item: Any, rate: int) -> bytes:
     """A medium as a file's bytes that decode to it."""
     file = io.BytesIO()
     if kind == "video":
-        return lossless(np.asarray(item))
+        return _content(item.source) if isinstance(item, Clip) and item.source else lossless(np.asarray(item))
     if kind == "image":
         item.save(file, "PNG")
     else:
@@ -106,13 +111,17 @@ def _file(kind: str, item: Any, rate: int) -> bytes:
     return file.getvalue()
 
 
+def _content(source: Any) -> bytes:
+    return source if isinstance(source, bytes) else Path(source).read_bytes()
+
+
 def lossless(frames: NDArray[np.uint8]) -> bytes:
     """Frames `(T, H, W, 3)` as a Matroska file that gives the same frames back."""
     import av
 
     file = io.BytesIO()
     with av.open(file, "w", format="matroska") as container:
-        stream: Any = container.add_stream("ffv1", rate=Fraction(len(frames)))
+        stream: Any = container.add_stream("ffv1", rate=Fraction(DRAWN_FPS))
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "bgr0"
         for frame in frames:

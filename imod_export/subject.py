@@ -1,7 +1,7 @@
 """A model under comparison: loaded with its processor, asked probes, one at a time in memory."""
 
 import gc
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +10,21 @@ from transformers import AutoProcessor
 from transformers.utils import logging
 
 import imod_core.avt  # noqa: F401  (registers AVT with the Auto classes)
+from imod_core import modality
 from imod_core.avt.prompts import conversation
 from imod_core.console import console
 from imod_core.errors import InputError, MissingFileError
 from imod_core.families.load import mend, trained_class
 from imod_core.media import SAMPLE_RATE
-from imod_core.modality import boundary_token_ids
-from imod_export.probes import MEDIA, Probe
+from imod_core.positions import mend_video_positions
+from imod_core.sampling import FrameSampling, video_arguments
+from imod_export.probes import FRAMES, Probe
 from imod_export.tensors import read_json
 
 NEW_TOKENS = 12
 """Greedy tokens a probe."""
+WEAVE = "use_audio_in_video"
+"""The option of Qwen omni's processors and models that weaves a video's own sound between its frames."""
 POSITIONS = 32
 """Logits are compared at this many last positions: the end of the question, and the answer teacher-forced."""
 
@@ -33,6 +37,8 @@ class Prompt:
     """`input_ids (1, L)` among them."""
     text: str
     """As the chat template renders it, placeholders not yet expanded."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of the forward that are no tensors."""
 
     @property
     def ids(self) -> list[int]:
@@ -57,16 +63,21 @@ class Subject:
         text = self.processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
         names = {"image": "images", "audio": "audio", "video": "videos"}
         media = {names[kind]: items for kind, items in probe.media.items() if items}
-        batch = self.processor(text=[text], return_tensors="pt", **media)
+        if "videos" in media:
+            media |= video_arguments(self.processor, media["videos"])
+        options = {WEAVE: True} if probe.woven else {}
+        batch = self.processor(text=[text], return_tensors="pt", **media, **options)
         device, dtype = self.model.device, self.model.dtype
         tensors = {k: v.to(device) for k, v in batch.items() if isinstance(v, torch.Tensor)}
-        return Prompt({k: v.to(dtype) if v.is_floating_point() else v for k, v in tensors.items()}, text)
+        inputs = {k: v.to(dtype) if v.is_floating_point() and v.dim() > 1 else v for k, v in tensors.items()}
+        return Prompt(inputs, text, options)
 
     @torch.inference_mode()
     def greedy(self, prompt: Prompt) -> list[int]:
         """At most `NEW_TOKENS` tokens, placeholders excepted: a model that emits one is asked for a medium it lacks."""
         output = self.model.generate(
             **prompt.inputs,
+            **prompt.options,
             max_new_tokens=NEW_TOKENS,
             do_sample=False,
             repetition_penalty=1.0,
@@ -82,7 +93,7 @@ class Subject:
     def logits(self, prompt: Prompt, continuation: list[int]) -> torch.Tensor:
         """Float32 logits `(positions, vocabulary)` at the end of the prompt followed by `continuation`."""
         inputs = self.continued(prompt, continuation)
-        output = self.model(**inputs, use_cache=False, logits_to_keep=POSITIONS)
+        output = self.model(**inputs, **prompt.options, use_cache=False, logits_to_keep=POSITIONS)
         return output.logits[0, -POSITIONS:].float().cpu()
 
     @staticmethod
@@ -105,23 +116,27 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def modalities(folder: Path) -> set[str]:
     """Media that the model takes, as its configuration's placeholders tell."""
-    config = read_config(folder)
-    core = config.get("thinker_config", config)
-    return {m for m in MEDIA if {f"{m}_token_id", f"{m}_token_index"} & core.keys()}
+    return set(modality.modalities(read_config(folder)))
 
 
 def placeholder_ids(config: dict[str, Any]) -> list[int] | None:
     """Token ids that stand for media or frame them."""
-    core = config.get("thinker_config", config)
-    names = [f"{m}_token_{end}" for m in MEDIA for end in ("id", "index")]
-    ids = [core.get(name) for name in names] + list(core.get("boundary_token_ids") or [])
-    return sorted({i for i in (*ids, *boundary_token_ids(config)) if isinstance(i, int)}) or None
+    media = modality.media_token_ids(config).values() if modality.modalities(config) else ()
+    own = config.get("boundary_token_ids") or ()
+    return sorted({*(i for ids in media for i in ids), *own, *modality.boundary_token_ids(config)}) or None
 
 
-def sampling(processor: Any) -> tuple[int, int]:
-    """Frames of a video and samples a second, as the processor was made for."""
+def sampling(processor: Any) -> tuple[FrameSampling, int]:
+    """Which frames of a video and how many samples a second, as the processor was made for."""
     videos, sounds = getattr(processor, "video_processor", None), getattr(processor, "feature_extractor", None)
-    return getattr(videos, "num_frames", None) or 8, getattr(sounds, "sampling_rate", None) or SAMPLE_RATE
+    frames = FrameSampling.of(videos) if videos else FrameSampling(FRAMES)
+    return frames, getattr(sounds, "sampling_rate", None) or SAMPLE_RATE
+
+
+def weaves(processor: Any) -> bool:
+    """Whether a processor can weave a video's own sound between its frames."""
+    known = getattr(type(processor), "valid_processor_kwargs", None)
+    return WEAVE in getattr(known, "_defaults", {}).get("videos_kwargs", {})
 
 
 def load_processor(folder: Path) -> Any:
@@ -144,6 +159,7 @@ def load_model(folder: Path, stored: str, arithmetic: str) -> Any:
     Raises:
         InputError: transformers does not load it.
     """
+    mend_video_positions()
     if not console.is_terminal:
         logging.disable_progress_bar()
     try:

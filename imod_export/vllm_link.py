@@ -17,9 +17,10 @@ import torch
 
 from imod_core.console import console
 from imod_core.errors import CheckFailed, InputError, MissingExtraError
+from imod_core.sampling import as_clip
 from imod_export.compare import common_prefix
 from imod_export.links import LORA, Question, Reply, Unmerged
-from imod_export.subject import NEW_TOKENS, load_processor, placeholder_ids, read_config
+from imod_export.subject import NEW_TOKENS, WEAVE, load_processor, placeholder_ids, read_config
 from imod_export.tensors import read_json
 from imod_export.tolerances import ARITHMETIC
 
@@ -33,6 +34,7 @@ class VllmLink:
     name = "vllm"
     arithmetic = "float32"
     tolerance = ARITHMETIC["float32"]
+    weaves = True
 
     def __init__(self, folder: Path, variant: str | None = None):
         if find_spec("vllm") is None:
@@ -103,7 +105,10 @@ def write_requests(place: Path, questions: list[Question], suppressed: list[int]
                 name = f"{number}-{kind}-{n}.npy"
                 np.save(place / name, np.asarray(item), allow_pickle=False)
                 media.setdefault(kind, []).append(name)
-        requests.append({"name": question.probe.name, "prompt": question.text, "media": media})
+        clips = [as_clip(video).metadata for video in question.probe.media.get("video", [])]
+        options = {WEAVE: True} if question.probe.woven else {}
+        asked = {"name": question.probe.name, "prompt": question.text, "media": media}
+        requests.append({**asked, "clips": clips, "options": options})
     longest = max(len(question.ids) for question in questions) + NEW_TOKENS
     settings: dict[str, Any] = {
         "max_tokens": NEW_TOKENS,

@@ -52,20 +52,28 @@ def main(folder: str, place: str) -> None:
     sampling = SamplingParams(temperature=0, max_tokens=asked["max_tokens"], logprobs=asked["support"], logit_bias=bias)
     replies = {}
     for request in asked["requests"]:
-        prompt: Any = {"prompt": request["prompt"], "multi_modal_data": _media(Path(place), request["media"])}
+        media_data = _media(Path(place), request["media"], request["clips"])
+        prompt: Any = {"prompt": request["prompt"], "multi_modal_data": media_data}
+        if request["options"]:
+            prompt["mm_processor_kwargs"] = request["options"]
         replies[request["name"]] = _reply(llm.generate(prompt, sampling, use_tqdm=False, lora_request=lora)[0])
     (Path(place) / "replies.json").write_text(json.dumps(replies))
 
 
-def _media(place: Path, names: dict[str, list[str]]) -> dict[str, list[Any]]:
-    """Media as `LLM.generate` takes them: pictures, sounds at the processor's rate, frames."""
+def _media(place: Path, names: dict[str, list[str]], clips: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    """Media as `LLM.generate` takes them: pictures, sounds at the processor's rate, frames with their places."""
     import numpy as np
     from PIL import Image
 
     found: dict[str, list[Any]] = {}
     for kind, files in names.items():
         arrays = [np.load(place / name, allow_pickle=False) for name in files]
-        found[kind] = [Image.fromarray(array) for array in arrays] if kind == "image" else arrays
+        found[kind] = arrays
+        if kind == "image":
+            found[kind] = [Image.fromarray(array) for array in arrays]
+        if kind == "video":
+            told = [{**clip, "do_sample_frames": False} for clip in clips]
+            found[kind] = list(zip(arrays, told, strict=True))
     return found
 
 

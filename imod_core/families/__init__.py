@@ -13,7 +13,7 @@ NATIVE = tuple(module.FAMILY for module in (qwen2_5_vl, qwen3_vl, qwen2_5_omni, 
 FAMILIES: dict[str, Family] = {family.name: family for family in (*avt.FAMILIES, *NATIVE)}
 """By name, in the order of the table."""
 
-__all__ = ["BACKBONES", "FAMILIES", "Blueprint", "Family", "family_of", "linears_of"]
+__all__ = ["BACKBONES", "FAMILIES", "NATIVE", "Blueprint", "Family", "family_of", "linears_of"]
 
 
 def linears_of(folder: Path) -> str:

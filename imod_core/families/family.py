@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-LANGUAGE_LINEARS = r".*\blanguage_model\.layers\.\d+\.(?:self_attn\.[qkvo]_proj|mlp\.(?:gate|up|down)_proj)"
-"""The linears of the language model by their names at run time; towers, projectors and talkers lie elsewhere."""
-ATTENTION_LINEARS = r".*\blanguage_model\.layers\.\d+\.self_attn\.[qkvo]_proj"
+_LAYER = r"(?:.*\.)?model\.(?:language_model\.)?layers\.\d+"
+LANGUAGE_LINEARS = rf"{_LAYER}\.(?:self_attn\.[qkvo]_proj|mlp\.(?:gate|up|down)_proj)"
+"""The linears of the language model by their names at run time, in a thinker of its own without `language_model`;
+towers and projectors have another name before `layers`."""
+ATTENTION_LINEARS = rf"{_LAYER}\.self_attn\.[qkvo]_proj"
 """Those of its attention alone."""
 
 Ids = Mapping[str, int]

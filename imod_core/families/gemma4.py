@@ -127,8 +127,12 @@ def pass_frame_counts(model: Any) -> None:
         done = kwargs.get("mm_encoder_outputs") or {}
         if pixels is None or counts is None or done.get("video") is not None:
             return args, kwargs
-        video = module.model.get_video_features(pixels, kwargs.get("video_position_ids"), counts, return_dict=True)
-        return args, {**kwargs, "mm_encoder_outputs": {**done, "video": video}}
+        found = {**done, "video": module.model.get_video_features(pixels, kwargs.get("video_position_ids"), counts)}
+        if (pictures := kwargs.get("pixel_values")) is not None:
+            found["image"] = module.model.get_image_features(pictures, kwargs.get("image_position_ids"))
+        # The model takes pixels or what was made of them, not both.
+        rest = {key: value for key, value in kwargs.items() if not key.startswith("pixel_values")}
+        return args, {**rest, "mm_encoder_outputs": found}
 
     model.register_forward_pre_hook(encode, with_kwargs=True)
 

@@ -40,7 +40,7 @@ def rehearse(base: Path, out: Path) -> dict[str, Any]:
     signals = handle.signals()
     handle.detach()
     with new_folder(out) as folder:
-        model.save_pretrained(folder, save_embedding_layers=False)
+        model.save_pretrained(str(folder), save_embedding_layers=False)
         again = PeftModel.from_pretrained(load_model(base, "float32", "float32"), folder)
         reload = {name: _difference(model, again, batch) for name, batch in batches.items()}
         found = {
@@ -57,14 +57,14 @@ def _batches(model: Any, base: Path) -> dict[str, dict[str, Any]]:
     """Each probe with an answer behind it, as the model's forward takes it, labels included."""
     import torch
 
-    from imod_export.probes import default_probes
+    from imod_export.probes import FRAMES, default_probes
     from imod_export.subject import Subject, load_processor, modalities, sampling
 
     processor = load_processor(base)
     frames, rate = sampling(processor)
     subject, batches = Subject(model, processor), {}
     generator = torch.Generator().manual_seed(0)
-    for probe in default_probes(modalities(base), rate, frames):
+    for probe in default_probes(modalities(base), rate, frames.num_frames or FRAMES):
         answer = torch.randint(100, 200, (ANSWER,), generator=generator).tolist()
         inputs = subject.continued(subject.prompt(probe), answer)
         labels = torch.full_like(inputs["input_ids"], -100)

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 
+from imod_core.modality import modalities
 from imod_export.doctor.finding import Finding, Patient
 from imod_export.folder import SPEAKERS
 from imod_export.names import EMBEDDING, canonical
 
 CHECK = "companions"
-MEDIA = ("image", "audio", "video")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tekken.json")
 PARTS = {
     "image": (("preprocessor_config.json", "image_processor_type"), ("processor_config.json", "image_processor")),
@@ -35,8 +35,8 @@ def check(patient: Patient) -> Iterator[Finding]:
 
 
 def media(patient: Patient) -> tuple[str, ...]:
-    """Those for which the configuration has a placeholder token."""
-    return tuple(m for m in MEDIA if {f"{m}_token_id", f"{m}_token_index"} & patient.core.keys())
+    """Those that the model takes."""
+    return modalities(patient.config)
 
 
 def _tokenizer(patient: Patient) -> Iterator[Finding]:

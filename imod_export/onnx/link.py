@@ -16,6 +16,8 @@ from imod_export.tolerances import ONNX
 class OnnxLink:
     """`folder`/onnx in one of its forms; float32 where `variant` is None."""
 
+    weaves = False
+
     def __init__(self, folder: Path, variant: str | None):
         form = variant or FULL
         if form not in SUFFIXES:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from imod_core.errors import InputError, MissingFileError
-
-MODALITIES = ("image", "audio", "video")
+from imod_core.modality import modalities
+from imod_core.sampling import FrameSampling
 
 
 @dataclass(frozen=True)
@@ -19,13 +19,13 @@ class Artifact:
     model_type: str
     """As in config.json, `avt` or any that transformers knows."""
     modalities: tuple[str, ...]
-    """Those of image, audio, video for which the configuration has a placeholder token."""
+    """Those of image, audio, video that the model takes."""
     max_positions: int | None
     """Longest prompt and answer that the language model was made for, in tokens."""
     dtype: str | None
     """`float32`, `bfloat16` or `float16`, as the weights lie on disk."""
-    video_frames: int | None
-    """Frames a video as in training; None where the processor samples by itself."""
+    frames: FrameSampling | None
+    """Which frames of a video training takes; None for a model without videos."""
     chat_template: Path | None
     """A template file of its own, which wins over one inside the tokenizer's JSON."""
 
@@ -43,13 +43,14 @@ def read_artifact(folder: Path | str) -> Artifact:
     core = config.get("thinker_config", config)
     text = core.get("text_config") or core
     template = folder / "chat_template.jinja"
+    taken = modalities(config)
     return Artifact(
         folder=folder,
         model_type=config.get("model_type", "unknown"),
-        modalities=tuple(m for m in MODALITIES if {f"{m}_token_id", f"{m}_token_index"} & core.keys()),
+        modalities=taken,
         max_positions=text.get("max_position_embeddings"),
         dtype=_first(config, core, text, keys=("dtype", "torch_dtype")),
-        video_frames=_video_frames(folder),
+        frames=FrameSampling.read(folder) if "video" in taken else None,
         chat_template=template if template.is_file() else None,
     )
 
@@ -80,17 +81,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path} holds {type(content).__name__}: expected a JSON object.")
     return content
-
-
-def _video_frames(folder: Path) -> int | None:
-    """`num_frames` of the video processor, which transformers keeps in one of two files."""
-    for name, key in (("processor_config.json", "video_processor"), ("video_preprocessor_config.json", None)):
-        path = folder / name
-        settings = _read_json(path) if path.is_file() else {}
-        settings = (settings.get(key) or {}) if key else settings
-        if isinstance(settings.get("num_frames"), int):
-            return settings["num_frames"]
-    return None
 
 
 def _first(*places: dict[str, Any], keys: tuple[str, ...]) -> Any:

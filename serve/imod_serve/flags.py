@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from imod_core.errors import InputError
 from imod_serve.artifact import Artifact
+from imod_serve.vllm_plugin import VIDEO_BACKEND
 
 MAX_LEN_CPU = 4096
 """Tokens; on a CPU the KV cache of longer prompts does not fit into the space that we give it by default."""
@@ -97,8 +98,9 @@ def _media(artifact: Artifact) -> dict[str, str]:
         return {}
     limits = {kind: MEDIA_LIMITS[kind] for kind in artifact.modalities}
     flags = {"--limit-mm-per-prompt": json.dumps(limits), "--allowed-media-domains": NOWHERE}
-    if "video" in artifact.modalities and artifact.video_frames:
-        flags["--media-io-kwargs"] = json.dumps({"video": {"num_frames": artifact.video_frames}})
+    if artifact.frames:
+        backend = {"video_backend": VIDEO_BACKEND} if artifact.frames.rule else {}
+        flags["--media-io-kwargs"] = json.dumps({"video": {**backend, **artifact.frames.to_json()}})
     return flags
 
 

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from imod_core.errors import InputError
-from imod_core.media import load_audio, load_image, load_video
+from imod_core.media import load_audio, load_image
 from imod_core.samples import Message, Sample, conversation
+from imod_core.sampling import load_clip, video_arguments
 from imod_serve.artifact import read_artifact
 from imod_serve.client import MAX_TOKENS, Answer
 from imod_serve.messages import Media, tagged
@@ -20,13 +21,17 @@ class LocalModel:
         if not self.artifact.modalities:
             raise InputError(f"{self.artifact.folder} is a text model: `imod ask --model` wants a multimodal one.")
         import torch
-        from transformers import AutoModelForImageTextToText, AutoProcessor
+        from transformers import AutoProcessor
 
-        import imod_core.avt  # noqa: F401  (registers AVT with the Auto classes)
+        from imod_core.families.load import mend, trained_class
+        from imod_core.positions import mend_video_positions
 
         self.processor: Any = AutoProcessor.from_pretrained(self.artifact.folder)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        model: Any = AutoModelForImageTextToText.from_pretrained(self.artifact.folder, dtype="auto")
+        mend_video_positions()
+        kind, config = trained_class(self.artifact.folder)
+        model: Any = kind.from_pretrained(self.artifact.folder, config=config, dtype="auto")
+        mend(model)
         self.model = model.to(device).eval()
 
     def ask(
@@ -68,10 +73,11 @@ class LocalModel:
         return Answer(self.processor.tokenizer.decode(output, skip_special_tokens=True), length, len(output))
 
     def _decoded(self, media: dict[str, list[Media]]) -> dict[str, list[Any]]:
-        frames = self.artifact.video_frames or 8
-        decoded: dict[str, list[Any]] = {
+        frames = self.artifact.frames
+        decoded: dict[str, Any] = {
             "images": [load_image(source) for source in media["<image>"]],
             "audio": [load_audio(source) for source in media["<audio>"]],
-            "videos": [load_video(source, frames) for source in media["<video>"]],
         }
-        return {key: items for key, items in decoded.items() if items}
+        if media["<video>"] and frames:
+            decoded |= video_arguments(self.processor, [load_clip(source, frames) for source in media["<video>"]])
+        return {key: items for key, items in decoded.items() if items != []}

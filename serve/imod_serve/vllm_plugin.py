@@ -14,6 +14,7 @@ BACKEND = "vllm.model_executor.models.transformers:TransformersMultiModalForCaus
 OMNI_ARCHITECTURES = ("Qwen2_5OmniModel", "Qwen2_5OmniForConditionalGeneration")
 OMNI = "imod_serve.vllm_omni:SERVED"
 VIDEO_BACKEND = "imod"
+WEAVE = "use_audio_in_video"
 ALL_FRAMES = 32
 """Taken where a request asks for all frames; as many as vLLM takes by default."""
 
@@ -22,7 +23,7 @@ logger = logging.getLogger("vllm.imod")
 
 def register() -> None:
     """Register AVT and its video decoding with transformers and vLLM. Safe to call again; never raises."""
-    for step in (_register_model, _register_omni, _register_video):
+    for step in (_register_model, _register_omni, _register_video, allow_weaving):
         try:
             step()
         except Exception as error:
@@ -45,6 +46,21 @@ def _register_omni() -> None:
 
     for architecture in OMNI_ARCHITECTURES:
         ModelRegistry.register_model(architecture, OMNI)
+
+
+def allow_weaving() -> None:
+    """Let a request ask for a video's own sound between its frames, though it may set nothing else of a processor."""
+    from vllm.renderers import online_renderer
+
+    checked = online_renderer.validate_request_mm_kwargs
+
+    def validate_request_mm_kwargs(*, mm_processor_kwargs: dict[str, Any] | None, **others: Any) -> None:
+        if mm_processor_kwargs in ({WEAVE: True}, {WEAVE: False}):
+            mm_processor_kwargs = None
+        checked(mm_processor_kwargs=mm_processor_kwargs, **others)
+
+    if checked.__module__ != __name__:
+        online_renderer.validate_request_mm_kwargs = validate_request_mm_kwargs
 
 
 def _register_video() -> None:

@@ -56,7 +56,7 @@ def request(local, media, question):
     data = {
         "image": [load_image(media.image)] * question.count("<image>"),
         "audio": [(load_audio(sound), 16_000)] * question.count("<audio>"),
-        "video": [load_video(media.video, local.artifact.video_frames)] * question.count("<video>"),
+        "video": [load_video(media.video, local.artifact.frames.num_frames)] * question.count("<video>"),
     }
     return text, {kind: items for kind, items in data.items() if items}
 
