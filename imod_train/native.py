@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from imod_core.errors import InputError
 from imod_core.media import SAMPLE_RATE, load_audio, load_image
-from imod_core.modality import media_token_ids
+from imod_core.modality import modalities
 from imod_core.samples import KINDS, MEDIA_KEYS, TAG, Message, Sample
 from imod_core.sampling import FrameSampling, load_clip, video_arguments
 from imod_train.answers import IGNORED_LABEL, label_answers, render
@@ -42,7 +42,7 @@ class SampleEncoder:
 
     def __init__(self, processor: Any, media: MediaSettings, model: Any):
         self.processor, self.model = processor, model
-        self.takes = set(media_token_ids(model.config))
+        self.takes = set(modalities(model.config))
         sounds = getattr(processor, "feature_extractor", None)
         self.rate = getattr(sounds, "sampling_rate", None) or SAMPLE_RATE
         self.sampling = _sampling(processor, media)
