@@ -17,6 +17,7 @@ import torch
 
 from imod_core.console import console
 from imod_core.errors import CheckFailed, InputError, MissingExtraError
+from imod_core.families.served import adapter_for_vllm
 from imod_core.sampling import as_clip
 from imod_export.compare import common_prefix
 from imod_export.links import LORA, Question, Reply, Unmerged
@@ -52,7 +53,9 @@ class VllmLink:
         tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
         console.print(f"vLLM on {len(questions)} probes")
         with tempfile.TemporaryDirectory(prefix="imod-parity-") as place:
-            write_requests(Path(place), questions, placeholder_ids(read_config(self.folder)) or [], self.adapter)
+            config, adapter = read_config(self.folder), self.adapter
+            adapter = adapter and adapter_for_vllm(adapter, config, Path(place) / "adapter")
+            write_requests(Path(place), questions, placeholder_ids(config) or [], adapter)
             found = self._run(Path(place))
         replies = {}
         for question in questions:

@@ -45,6 +45,7 @@ def main(folder: str, place: str) -> None:
         max_num_seqs=4,
         max_logprobs=asked["support"],
         distributed_executor_backend="uni",
+        mm_processor_cache_gb=0,  # a cached sound is missed where another video has it woven in
         **options,
     )
     # A placeholder that the model itself chooses would ask for a medium that is not there.

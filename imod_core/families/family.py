@@ -68,6 +68,8 @@ class Family:
     """PEFT's `target_modules`: the linears of the language model that take an adapter."""
     left_alone: tuple[str, ...] = ()
     """Beginnings of tensor names in the hub's checkpoint that belong to other models, kept byte for byte."""
+    vllm_owner: str | None = None
+    """What an adapter's names need in front for vLLM to find them beside the base; None where it maps them itself."""
     sound_of_video: str | None = None
     """How a clip's sound reaches the model: `beside` as a sound of its own, or `interleaved` with the frames."""
     graphs: bool = False

@@ -208,6 +208,7 @@ FAMILY = Family(
     serves="Qwen2_5OmniThinkerForConditionalGeneration",
     core="thinker_config",
     left_alone=("talker.", "token2wav."),
+    vllm_owner="thinker.",
     sound_of_video="interleaved",
     graphs=True,
     blueprint=Blueprint(

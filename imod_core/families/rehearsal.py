@@ -1,12 +1,9 @@
 """A few IMoD steps on a model of any family, and what stock PEFT makes of the adapter: part of `imod families`.
 
-    python -m imod_core.families.rehearsal BASE OUT
-
-Writes OUT, a plain LoRA adapter folder, with `rehearsal.json` in it. The data are the export's probes, each with an
+It leaves a plain LoRA adapter folder, with `rehearsal.json` in it. The data are the export's probes, each with an
 answer to learn by heart: no recipe, no checkpoints. See `imod train` for those.
 """
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +100,3 @@ def _difference(trained: Any, loaded: Any, batch: dict[str, Any]) -> float:
     with torch.inference_mode():
         one, other = (m.eval()(**batch, use_cache=False).logits for m in (trained, loaded))
     return (one - other).abs().max().item()
-
-
-if __name__ == "__main__":
-    rehearse(Path(sys.argv[1]), Path(sys.argv[2]))

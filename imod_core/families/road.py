@@ -1,4 +1,4 @@
-"""The road of one family, each step a command in a process of its own; what is there is not made again.
+"""The road of one family, each step an `imod` command or what stands in for one; what is there is not made again.
 
     base ─> adapter (a few IMoD steps, loaded again by PEFT) ─> merged ─> doctor, ONNX, vLLM merged, vLLM unmerged
 
@@ -6,14 +6,17 @@ A step that fails leaves its reason in `failed.json` and is tried again the next
 """
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import click
+
 from imod_core.artifacts import write_json, write_text
 from imod_core.console import console
+from imod_core.errors import CheckFailed, ImodError
 from imod_core.families.family import Family
 
 STEPS = ("base", "adapter", "merged", "doctor", "onnx", "vllm", "vllm:lora")
@@ -86,7 +89,7 @@ class Road:
             "base": lambda: _imod(
                 "base", "build", "--shrunken", self.family.name, "--out", at / "base", "--seed", self.seed
             ),
-            "adapter": lambda: _run("-m", "imod_core.families.rehearsal", at / "base", at / "adapter"),
+            "adapter": lambda: _rehearse(at / "base", at / "adapter"),
             "merged": lambda: _imod(
                 "export", "--merge", at / "adapter", "--base", at / "base", "--out", at / "merged", "--no-strict"
             ),
@@ -97,16 +100,35 @@ class Road:
 
 
 def _imod(*words: Any, out: Path | None = None) -> str | None:
-    return _run("-m", "imod_core.cli", *words, out=out)
+    """Run a command here, its output into `out` if given; what went wrong, or None.
+
+    With `out`, a check that did not pass is a result as any other.
+    """
+    from imod_core.cli import imod
+
+    said = StringIO()
+    with redirect_stdout(said):
+        reason = _reason(lambda: imod([str(word) for word in words], standalone_mode=False), CheckFailed if out else ())
+    if out and not reason:
+        write_text(out, said.getvalue())
+    return reason
 
 
-def _run(*words: Any, out: Path | None = None) -> str | None:
-    """Run a Python command, its output into `out` if given; the last line of what went wrong, or None."""
-    done = subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True)
-    if out and done.returncode in (0, 1) and done.stdout:
-        write_text(out, done.stdout)
+def _rehearse(base: Path, out: Path) -> str | None:
+    from imod_core.families.rehearsal import rehearse
+
+    return _reason(lambda: rehearse(base, out))
+
+
+def _reason(step: Callable[[], Any], fine: Any = ()) -> str | None:
+    """What `step` raised, as one sentence."""
+    try:
+        step()
+    except fine:
         return None
-    if done.returncode == 0:
-        return None
-    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-    return (lines[-1] if lines else f"it ended with code {done.returncode}")[-REASON_CHARACTERS:]
+    except (ImodError, click.ClickException) as error:
+        return str(error)[-REASON_CHARACTERS:]
+    except Exception as error:  # whatever a library raises over a family is what the table has to say
+        first = (str(error).strip().splitlines() or [""])[0]
+        return f"{type(error).__name__}: {first}"[:REASON_CHARACTERS]
+    return None

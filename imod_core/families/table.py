@@ -21,7 +21,7 @@ COLUMNS = {
     "vllm": "vLLM merged",
     "vllm:lora": "vLLM LoRA",
 }
-MEDIA = ("text", "image", "audio", "video", "image+audio", "video+audio")
+MEDIA = ("text", "image", "audio", "video", "image+audio", "video+audio", "video with its sound")
 """Probes, in the order of the second table."""
 LIMIT = 1e-5
 """Of a log probability in float32 between vLLM and transformers."""

@@ -16,10 +16,12 @@ from imod_core.errors import InputError
 from imod_export.onnx.layout import FULL, SUFFIXES, file_name
 from imod_export.tensors import read_json
 
+PROCESSOR = "processor_config.json"
+"""Which the runtime reads."""
 COMPANIONS = (
     "config.json",
     "generation_config.json",
-    "processor_config.json",
+    PROCESSOR,
     "preprocessor_config.json",
     "video_preprocessor_config.json",
     "chat_template.jinja",
@@ -83,6 +85,11 @@ def check_variants(variants: Sequence[str]) -> None:
 
 
 def _copy_companions(model: Path, target: Path) -> None:
+    """Configuration, tokenizer, template and processor; of a folder from before transformers 5 in today's files."""
+    if not (model / PROCESSOR).is_file():
+        from imod_export.subject import load_processor
+
+        load_processor(model).save_pretrained(target)
     for name in COMPANIONS:
         if (model / name).is_file():
             shutil.copyfile(model / name, target / name)
