@@ -221,9 +221,7 @@ def _check(sample: Sample, encoder: SampleEncoder) -> None:
     for tag, key in MEDIA_KEYS.items():
         if getattr(sample, key) and KINDS[tag] not in encoder.takes:
             takes = ", ".join(sorted(encoder.takes))
-            raise InputError(
-                f"The sample '{sample.id}' has a medium {tag}, which this model does not take: {takes} do."
-            )
+            raise InputError(f"The sample '{sample.id}' has a medium {tag}; this model takes {takes} alone.")
     for message in sample.messages:
         specials = encoder.processor.tokenizer.all_special_tokens
         if found := next((token for token in specials if token in message.content), None):
