@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from imod_core.avt.prompts import check_texts
+from imod_core.avt.prompts import IGNORED_LABEL, check_texts
 from imod_core.errors import InputError
 from imod_core.media import SAMPLE_RATE, load_audio, load_image
 from imod_core.modality import modalities
 from imod_core.samples import KINDS, MEDIA_KEYS, TAG, Message, Sample
 from imod_core.sampling import FrameSampling, load_clip, video_arguments
-from imod_train.answers import IGNORED_LABEL, label_answers, render
+from imod_train.answers import label_answers, render
 from imod_train.items import KeptItems
 from imod_train.recipe import MediaSettings
 

@@ -17,10 +17,10 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
+from imod_core.avt.prompts import IGNORED_LABEL
 from imod_core.errors import InputError
 from imod_core.samples import Message, Sample, read_samples
 from imod_train.answer_head import supervise_answers_only
-from imod_train.answers import IGNORED_LABEL
 from imod_train.base import core_config, decoder_name, load_base, skeleton
 from imod_train.model import add_adapter
 from imod_train.native import NativeCollator, NativeDataset, SampleEncoder
