@@ -30,7 +30,7 @@ def model_folder(name: str | Path, what: str) -> Path:
         return folder
     if not is_hub_name(name):
         raise MissingFileError(
-            f"The {what} '{name}' is no model folder (no config.json): build one with imod base build, or name a "
+            f"The {what} '{name}' is not a model folder (no config.json): build one with imod base build, or name a "
             "model of the hub as OWNER/NAME."
         )
     return download(str(name), f"The {what} '{name}'")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-IGNORED_LABEL = -100
+from imod_core.avt.prompts import IGNORED_LABEL
 
 
 def supervise_answers_only(model: Any) -> None:

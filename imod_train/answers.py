@@ -11,10 +11,9 @@ from typing import Any
 
 import torch
 
+from imod_core.avt.prompts import IGNORED_LABEL
 from imod_core.errors import InputError
 from imod_core.samples import TAG, Message, conversation
-
-IGNORED_LABEL = -100
 
 
 def label_answers(

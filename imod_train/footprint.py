@@ -56,6 +56,8 @@ class Footprint:
     """The most that lives at once beside all else here."""
     logits: int
     """What the head and the loss keep for backward."""
+    small: int
+    """Of activations and logits, what lies in blocks of less than `HEAP_BLOCK`."""
     flops: int
     """Of a forward and backward pass of one micro-batch through the language model."""
 
@@ -95,6 +97,7 @@ def footprint(config: Any, recipe: Recipe, stage: Stage, shape: Shape, attention
         gradients=gradients,
         activations=max(0, storages.most - gradients - logits) + spare,
         logits=logits,
+        small=storages.most_small,
         flops=flops.get_total_flops(),
     )
 
@@ -204,17 +207,20 @@ def _dequantised(model: PeftModel) -> int:
     return max(weight.nbytes for weight in _coded(model))
 
 
+HEAP_BLOCK = 32 << 20
+"""Bytes from which glibc gives a block pages of its own, which go back when it is freed; smaller ones share a heap."""
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """A weight: 4 bits, a scale of 8 bits for 64 of them, a float32 for 256 scales (QLoRA, double quantisation)."""
 
 
 class LiveStorages(TorchDispatchMode):
-    """Bytes of the storages that operations made and that still live, and the most at any time."""
+    """Bytes of the storages that operations made and that still live, and the most at any time; those of less than
+    `HEAP_BLOCK` by themselves too."""
 
     def __init__(self) -> None:
         super().__init__()
         self.live: dict[int, int] = {}
-        self.live_bytes = self.most = 0
+        self.live_bytes = self.live_small = self.most = self.most_small = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         found = func(*args, **(kwargs or {}))
@@ -223,13 +229,18 @@ class LiveStorages(TorchDispatchMode):
             key = storage._cdata
             if key not in given and key not in self.live:
                 self.live[key] = storage.nbytes()
-                self.live_bytes += storage.nbytes()
+                self._count(storage.nbytes(), 1)
                 weakref.finalize(storage, self._forget, key)
         self.most = max(self.most, self.live_bytes)
+        self.most_small = max(self.most_small, self.live_small)
         return found
 
     def _forget(self, key: int) -> None:
-        self.live_bytes -= self.live.pop(key, 0)
+        self._count(self.live.pop(key, 0), -1)
+
+    def _count(self, size: int, sign: int) -> None:
+        self.live_bytes += sign * size
+        self.live_small += sign * size if size < HEAP_BLOCK else 0
 
 
 def _storages(values: Any) -> list[torch.UntypedStorage]:

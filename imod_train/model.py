@@ -29,6 +29,8 @@ def add_adapter(model: PreTrainedModel, lora: LoraSettings, seed: int) -> PeftMo
         lora_alpha=lora.alpha,  # type: ignore[arg-type]
         lora_dropout=lora.dropout,
         target_modules=rf"{re.escape(decoder)}\..*\.(?:{names})",
+        # PEFT reduces the pattern to its last names where transformers has fused experts, and would then find towers.
+        exclude_modules=None if is_avt(model) else rf"(?!{re.escape(decoder)}\.).*",
         modules_to_save=list(PROJECTORS) if is_avt(model) else None,
         task_type="CAUSAL_LM",
     )

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from imod_core.avt.prompts import IGNORED_LABEL, check_texts
 from imod_core.errors import InputError
 from imod_core.media import SAMPLE_RATE, load_audio, load_image
-from imod_core.modality import media_token_ids
+from imod_core.modality import modalities
 from imod_core.samples import KINDS, MEDIA_KEYS, TAG, Message, Sample
 from imod_core.sampling import FrameSampling, load_clip, video_arguments
-from imod_train.answers import IGNORED_LABEL, label_answers, render
+from imod_train.answers import label_answers, render
 from imod_train.items import KeptItems
 from imod_train.recipe import MediaSettings
 
@@ -42,7 +43,7 @@ class SampleEncoder:
 
     def __init__(self, processor: Any, media: MediaSettings, model: Any):
         self.processor, self.model = processor, model
-        self.takes = set(media_token_ids(model.config))
+        self.takes = set(modalities(model.config))
         sounds = getattr(processor, "feature_extractor", None)
         self.rate = getattr(sounds, "sampling_rate", None) or SAMPLE_RATE
         self.sampling = _sampling(processor, media)
@@ -144,6 +145,7 @@ class NativeDataset(KeptItems):
     def __init__(self, samples: Sequence[Sample], encoder: SampleEncoder):
         for sample in samples:
             _check(sample, encoder)
+        check_texts(encoder.processor, samples)
         super().__init__(samples)
         self.encoder = encoder
         self.any_woven = any(encoder.is_woven(sample) for sample in samples)
@@ -212,8 +214,7 @@ def _paths(sample: Sample) -> Iterator[tuple[str, Any]]:
 
 
 def _check(sample: Sample, encoder: SampleEncoder) -> None:
-    """Refuse what training could only get wrong: no answer, media in answers or of a kind that the model does not take,
-    special tokens in the text."""
+    """Refuse what training could only get wrong: no answer, media in answers or of a kind that the model lacks."""
     if sample.answer is None:
         raise InputError(f"The sample '{sample.id}' has no answer to learn: its last message must be the assistant's.")
     if any(TAG.search(m.content) for m in sample.messages if m.role == "assistant"):
@@ -221,13 +222,7 @@ def _check(sample: Sample, encoder: SampleEncoder) -> None:
     for tag, key in MEDIA_KEYS.items():
         if getattr(sample, key) and KINDS[tag] not in encoder.takes:
             takes = ", ".join(sorted(encoder.takes))
-            raise InputError(
-                f"The sample '{sample.id}' has a medium {tag}, which this model does not take: {takes} do."
-            )
-    for message in sample.messages:
-        specials = encoder.processor.tokenizer.all_special_tokens
-        if found := next((token for token in specials if token in message.content), None):
-            raise InputError(f"The sample '{sample.id}' has {found} in its text, which is a special token.")
+            raise InputError(f"The sample '{sample.id}' has a medium {tag}; this model takes {takes} alone.")
 
 
 def _pixel_limits(processor: Any, media: MediaSettings) -> dict[str, dict[str, Any]]:

@@ -55,7 +55,10 @@ class LoraSettings:
 
 @dataclass(frozen=True)
 class MediaSettings:
-    """How much of a medium a native model reads. Not read by AVT bases: theirs is part of the base."""
+    """How much of a medium a native model reads. Not read by AVT bases: theirs is part of the base.
+
+    The run's manifest keeps it; the merged folder's processor stays the base's, so tell a server the same limits.
+    """
 
     video_frames: int | None = None
     """Frames of a video, placed by the model's own rule; as many as its processor takes if not given."""

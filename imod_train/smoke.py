@@ -18,7 +18,7 @@ from typing import Any
 from imod_core.artifacts import write_text
 from imod_core.console import console
 from imod_core.errors import CheckFailed, InputError
-from imod_core.modality import media_token_ids
+from imod_core.modality import modalities
 from imod_core.samples import KINDS, MEDIA_KEYS, Message, Sample, read_samples, write_samples
 from imod_train.recipe import MediaSettings, Recipe, Stage
 
@@ -85,7 +85,7 @@ def _build(family: str, out: Path) -> str:
 def _scenes(out: Path) -> str:
     """Drawn scenes, with those media alone that the model takes."""
     _imod("data", "scenes", "--out", out / "scenes", *SCENES)
-    taken = set(media_token_ids(json.loads((out / "base/config.json").read_text())))
+    taken = set(modalities(json.loads((out / "base/config.json").read_text())))
     for name in ("train", "captions"):
         samples = [_limited(sample, taken) for sample in read_samples(out / f"scenes/{name}.jsonl")]
         write_samples(out / f"{name}.jsonl", [s for s in samples if s.images or s.audios or s.videos][:SAMPLES])

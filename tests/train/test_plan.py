@@ -31,6 +31,7 @@ def test_parameters_and_weights_are_those_of_the_loaded_model(recipe: Path, plan
     settings = read_recipe(recipe)
     model = add_adapter(load_base(settings)[0], settings.lora, settings.seed)
     set_trainable(model, settings.stages[1].train)
+    attach(model, settings.imod)
     found = plan.stages[1].footprint
     learns = [p for p in model.parameters() if p.requires_grad]
     assert found.parameters == sum(p.numel() for p in model.parameters())
@@ -96,7 +97,7 @@ def test_checkpointing_and_four_bits_take_less(recipe: Path, tiny_base: Path) ->
         return result.activations, result.weights
 
     plain, checkpointed, coded = found(), found(gradient_checkpointing=True), found(base_quantization="nf4")
-    assert checkpointed[0] < 0.8 * plain[0]
+    assert checkpointed[0] < 0.9 * plain[0]  # three layers, of which one is always whole
     assert checkpointed[1] == plain[1]
     text = config.text_config
     head = text.hidden_size // text.num_attention_heads
