@@ -20,7 +20,7 @@ STAGES = {
 """A part of a log line, and the stage that it announces."""
 
 KEPT_BYTES = 16 << 20
-"""Of a log that is passed on; enough to find the reason of a death in."""
+"""Of a log, in which the reason of a death is looked for; one that is passed on is kept no longer."""
 PREFIX = re.compile(r"^(\(\S+ pid=\d+\) )?((DEBUG|INFO|WARNING|ERROR|CRITICAL) [\d-]+ [\d:.]+ \[\S+\] )?")
 """What vLLM puts before a message: process, level, time, place."""
 ERROR = re.compile(r"^([\w.]*(Error|Exception|Interrupt|Exit)\b.*|.*\berror: .+|.*(Killed|Segmentation fault).*)$")
@@ -64,7 +64,7 @@ class LogTail:
     def last_error(self) -> str | None:
         """The last line that names an error which is not a consequence of another; None if there is none."""
         with self.path.open("rb") as file:
-            file.seek(self._begin)
+            file.seek(max(self._begin, self.path.stat().st_size - KEPT_BYTES))
             text = file.read().decode(errors="replace")
         lines = [line.strip() for raw in text.splitlines() for line in _message(raw).splitlines()]
         errors = [line for line in lines if ERROR.match(line)]

@@ -1,5 +1,6 @@
 """Starts that must fail, and what is left behind: nothing. A start that succeeds is in test_server.py."""
 
+import json
 import socket
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import time
 
 import pytest
 from click.testing import CliRunner
+from helpers import imod as call
 
 from imod_core.cli import imod
 from imod_core.errors import CheckFailed, ImodError, InputError
@@ -84,6 +86,23 @@ def test_the_command_refuses_a_missing_or_empty_key_file(base, tmp_path):
         result = CliRunner().invoke(imod, ["serve", str(base), "--api-key-file", str(path)])
         assert isinstance(result.exception, ImodError)
         assert words in str(result.exception)
+
+
+def test_in_json_the_reason_of_an_end_is_a_record_too():
+    done = call("serve", "--log-format", "json")
+    record = json.loads(done.stderr)
+    assert (done.returncode, record["levelname"]) == (2, "ERROR")
+    assert "Neither a model folder nor --lora" in record["message"]
+
+
+@pytest.mark.parametrize(("flags", "reason"), [
+    (["--limit", "seconds=1"], "video_seconds"), (["--limit", "images=x"], "whole number"),
+    (["--", "--api-key", "k"], "IMOD_API_KEY"), (["--", "--allowed-local-media-path", "/"], "read files"),
+])  # fmt: skip
+def test_flags_that_are_refused_end_in_one_sentence(base, flags, reason):
+    result = CliRunner().invoke(imod, ["serve", str(base), *flags])
+    assert isinstance(result.exception, InputError)
+    assert reason in str(result.exception)
 
 
 def test_imod_ask_answers_from_a_folder_without_a_server(base, media):
