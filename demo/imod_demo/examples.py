@@ -46,6 +46,12 @@ def examples_from(folder: Path, shelf: Path) -> list[Example]:
     return list(_chosen(read_samples(path), Path(folder) / "media", shelf))
 
 
+def credits_of(folder: Path) -> str:
+    """Whose drawings and sounds a scenes folder is made of, as its notice says."""
+    notice = Path(folder) / "NOTICE.txt"
+    return notice.read_text(encoding="utf-8") if notice.is_file() else ""
+
+
 def rendered(parts: str | None = None) -> Path | None:
     """A folder of a few scenes, rendered at first use; None without the extra or when it fails."""
     if parts is None and any(importlib.util.find_spec(name) is None for name in ("resvg_py", "midirenderer")):

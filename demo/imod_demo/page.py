@@ -10,7 +10,7 @@ from imod_demo.conversation import Conversation
 from imod_demo.desk import Desk
 from imod_demo.shelf import HOLD_SECONDS
 from imod_demo.talk import Target
-from imod_demo.view import examples_html, header_html, script, stage_html, stage_js
+from imod_demo.view import examples_html, footer_html, header_html, script, stage_html, stage_js
 
 ASKED_AT_ONCE = 32
 """Questions that may be with the servers at the same time; they batch them."""
@@ -20,6 +20,8 @@ LONGEST_QUESTION = 4000
 """Characters."""
 LONGEST_ANSWER = 1024
 """Tokens."""
+TO_QUESTION = "() => document.querySelector('#composer').scrollIntoView({block: 'nearest'})"
+"""On a phone the question stands below the examples."""
 QUICK: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 AT_ONCE: dict[str, Any] = {**QUICK, "queue": False}
 LOOKING: dict[str, Any] = {**QUICK, "concurrency_id": "files", "concurrency_limit": LOOKED_AT_ONCE}
@@ -75,10 +77,7 @@ class Page:
             with gr.Column(scale=7, min_width=320, elem_id="talk"):
                 self._lay_out_talk()
         self.saw = gr.HTML(elem_id="saw")
-        gr.HTML(
-            '<footer class="foot">Your files stay on this server while the page is open and are deleted '
-            "when you leave.</footer>"
-        )
+        gr.HTML(footer_html(self.desk.credits))
 
     def _lay_out_talk(self) -> None:
         with gr.Row(elem_id="columns", equal_height=False):
@@ -164,7 +163,9 @@ class Page:
 
         self.stage.upload(acts.receive, [self.waiting, self.states[0]], tray, **LOOKING)
         self.tray.select(acts.take_out, [self.waiting, self.states[0]], tray, **AT_ONCE)
-        self.examples.select(acts.try_example, None, [*page, *tray, self.question], **AT_ONCE)
+        self.examples.select(acts.try_example, None, [*page, *tray, self.question], **AT_ONCE).then(
+            None, js=TO_QUESTION, **QUICK
+        )
         clears = [self.fresh.click, *(column.chat.clear for column in self.columns)]
         gr.on(clears, acts.start_anew, None, [*page, *tray, self.question], **AT_ONCE)
         for choice in self.chosen:
