@@ -24,7 +24,7 @@ FORMS = (("mp4",), ("mp4",), ("png", "wav"), ("mp4",), ("wav",), ("png",))
 HEARD, SEEN = ("hear",), ("see",)
 """How the kinds of question begin that a sound or a picture alone can answer."""
 COUNT = 6
-RENDERED_CLIPS = 12
+RENDERED_CLIPS = 18
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def rendered(parts: str | None = None) -> Path | None:
 
     for kind in [parts] if parts else ["real", "drawn"]:
         settings = ScenesSettings(clips=1, val_clips=1, test_clips=RENDERED_CLIPS, unseen_clips=1, seed=7, parts=kind)
-        out = cache_folder().parent / f"examples-{kind}"
+        out = cache_folder() / f"examples-{kind}"
         if (out / "manifest.json").is_file() and not _is_current(out):
             shutil.rmtree(out)
         try:
