@@ -5,7 +5,7 @@ grow with the model nor with its largest tensor. A shard that is whole is noted,
 """
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,8 +24,8 @@ from imod_export.writer import HashedWriter
 
 BLOCK_BYTES = 1 << 19
 """Of one block in float32, so that it stays in a core's cache from reading to casting."""
-COST_BLOCKS = 4
-"""At least so many blocks, evenly over a weight, are looked at for what rounding costs; of small weights all."""
+COST_BLOCKS, COST_VALUES = 4, 1 << 16
+"""What rounding costs is seen from the first rows of so many blocks, evenly over a weight; of small weights all."""
 TORCH_DTYPES = {name: getattr(torch, kind) for kind, name in DTYPES.items()}
 
 
@@ -48,11 +48,22 @@ def write_weights(
     if len(missing) < len(plan.shards):
         console.print(f"Going on with an interrupted merge: {len(plan.shards) - len(missing)} shards are whole.")
     total = sum(len(shard.tensors) for shard in missing)
-    with closing(_write(plan, missing, work, rounding)) as steps:
+    with _one_thread(), closing(_write(plan, missing, work, rounding)) as steps:
         for _ in track(steps, "Merging tensors", total=total):
             between()
     if index := index_of(plan.checkpoint, plan.shards):
         write_json(work.folder / INDEX, index)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Blocks are too small to share among threads, and others write and hash meanwhile."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def rounding_costs(plan: MergePlan, work: Work) -> list[dict[str, Any]]:
@@ -62,7 +73,7 @@ def rounding_costs(plan: MergePlan, work: Work) -> list[dict[str, Any]]:
 
 def read_tensor(info: TensorInfo) -> torch.Tensor:
     """A whole tensor, in its own dtype."""
-    with info.path.open("rb") as file:
+    with info.path.open("rb", buffering=0) as file:
         return read_values(file, info, 0, _count(info)).reshape(info.shape)
 
 
@@ -75,7 +86,7 @@ def _write(plan: MergePlan, shards: list[OutputShard], work: Work, rounding: Rou
             target.write(shard.header)
             for output in shard.tensors:
                 if output.source.path not in files:
-                    files[output.source.path] = stack.enter_context(output.source.path.open("rb"))
+                    files[output.source.path] = stack.enter_context(output.source.path.open("rb", buffering=0))
                 for block in _blocks(output, plan.changes.get(output.name), files[output.source.path], rounding, costs):
                     target.write(block)
                 yield output.name
@@ -96,10 +107,11 @@ def _blocks(
         if low_rank is None:
             yield _to_bytes(_cast(rows, output.name, dtype, generator))
             continue
-        before = rows.clone() if number % step == 0 else None
+        seen = max(1, COST_VALUES // rows.shape[1])
+        before = rows[:seen].clone() if number % step == 0 else None
         stored = _cast(low_rank.add_to(rows, first), output.name, dtype, generator)
         if before is not None:
-            cost.add(before, low_rank.add_to(torch.zeros_like(before), first), stored)
+            cost.add(before, low_rank.add_to(torch.zeros_like(before), first), stored[:seen])
         yield _to_bytes(stored)
     if low_rank:
         costs.append(cost)
@@ -129,7 +141,7 @@ def base_blocks(info: TensorInfo, change: Change | None, source: BinaryIO) -> It
     step = max(1, BLOCK_BYTES // (4 * max(columns, 1)))
     with ExitStack() as stack:
         whole = change.replacement
-        file = stack.enter_context(whole.path.open("rb")) if whole else source
+        file = stack.enter_context(whole.path.open("rb", buffering=0)) if whole else source
         for first in range(0, rows, step):
             count = min(step, rows - first)
             block = read_values(file, whole or info, first * columns, count * columns).float().view(count, columns)
@@ -145,8 +157,12 @@ def read_values(source: BinaryIO, info: TensorInfo, first: int, count: int) -> t
     size = ITEM_BYTES[info.dtype]
     buffer = bytearray(count * size)
     source.seek(info.start + first * size)
-    if source.readinto(buffer) != len(buffer):  # type: ignore[attr-defined]
-        raise InputError(f"{info.path} ends within '{info.name}': it was changed during the merge, run it again.")
+    filled, view = 0, memoryview(buffer)
+    while filled < len(buffer):  # an unbuffered file gives at most 2 GB at once
+        read = source.readinto(view[filled:])  # type: ignore[attr-defined]
+        if not read:
+            raise InputError(f"{info.path} ends within '{info.name}': it was changed during the merge, run it again.")
+        filled += read
     if not buffer:
         return torch.empty(0, dtype=TORCH_DTYPES[info.dtype])
     return torch.frombuffer(buffer, dtype=TORCH_DTYPES[info.dtype])

@@ -65,6 +65,18 @@ def test_a_second_quickstart_redoes_nothing(walked: Path) -> None:
 
 
 @pytest.mark.server
+def test_a_plain_lora_of_the_same_seed_can_be_put_beside_it(walked: Path) -> None:
+    done = imod("quickstart", "--size", "tiny", "--compare-lora", cwd=walked.parent)
+    assert done.returncode == 0, done.stderr
+    report = read_json(walked / "report.json")
+    assert set(report["lora"]["accuracy"]) == set(report["accuracy"])
+    assert report["lora"]["parity"]["passed"] is True
+    recipes = [(walked / f"run-{method}/recipe.yaml").read_text() for method in ("lora", "imod")]
+    assert recipes[0].replace("method: lora", "method: imod") == recipes[1]
+    assert "run-imod" not in done.stderr
+
+
+@pytest.mark.server
 def test_a_quickstart_of_another_size_is_refused(walked: Path) -> None:
     done = imod("quickstart", "--size", "smol", cwd=walked.parent)
     assert done.returncode == 2

@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 from imod_core.console import track
 from imod_core.errors import InputError
 from imod_core.modality import media_token_ids
-from imod_export.compare import Distance, common_prefix, distance, faults_of, same_greedy
+from imod_export.compare import common_prefix, distance, faults_of, same_greedy
 from imod_export.onnx.layout import AUDIO, DECODER, EMBED, FULL, VISION
 from imod_export.onnx.load import load_core
 from imod_export.onnx.prompt import Prompt
 from imod_export.onnx.runtime import OnnxModel
 from imod_export.onnx.variants import BITS, weight_errors
 from imod_export.probes import Probe, default_probes, read_probes
+from imod_export.results import Control, ProbeResult
 from imod_export.subject import (
     NEW_TOKENS,
     POSITIONS,
@@ -36,25 +37,9 @@ from imod_export.subject import (
 )
 from imod_export.tolerances import ONNX, ONNX_PART, ONNX_WEIGHT
 
+LINK = "transformers ↔ onnx"
 PARTS = {"image": VISION, "video": VISION, "audio": AUDIO}
 """The graph that encodes each kind of medium."""
-
-
-@dataclass(frozen=True)
-class OnnxProbe:
-    """One probe, transformers against the graphs of one form."""
-
-    name: str
-    variant: str
-    distance: Distance
-    same_prompt: bool
-    """The runtime made the token ids that the processor made."""
-    greedy: int
-    """Tokens of transformers' greedy answer."""
-    greedy_prefix: int
-    """How many of them the runtime repeats."""
-    answers: tuple[str, str]
-    faults: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -89,29 +74,21 @@ class WeightCheck:
 
 
 @dataclass(frozen=True)
-class SwappedMedia:
-    """The graphs on other media: the logits must change."""
-
-    probe: str
-    kind: str
-    distance: Distance
-    told_apart: bool
-
-
-@dataclass(frozen=True)
 class OnnxReport:
     """Everything that the comparison found."""
 
-    probes: tuple[OnnxProbe, ...]
+    probes: tuple[ProbeResult, ...]
+    """transformers against the graphs of each form, which stands as what they compute in."""
     parts: tuple[PartError, ...]
     weights: tuple[WeightCheck, ...]
-    controls: tuple[SwappedMedia, ...]
+    controls: tuple[Control, ...]
+    """The graphs on other media: the logits must change."""
     tolerances: dict[str, Any] = field(default_factory=dict)
 
     @property
     def faults(self) -> list[str]:
         """One short sentence for each gate that failed."""
-        found = [f"ONNX {p.variant}, {p.name}: {fault}" for p in self.probes for fault in p.faults]
+        found = [f"ONNX {p.arithmetic}, {p.name}: {fault}" for p in self.probes for fault in p.faults]
         found += [
             f"ONNX {p.variant}, {p.probe}: {p.part} is off by {p.relative:.1e}, allowed {p.limit:.0e}"
             for p in self.parts
@@ -122,9 +99,7 @@ class OnnxReport:
             for w in self.weights
             if not w.passed
         ]
-        return found + [
-            f"ONNX, {c.probe}: other {c.kind} was not told apart" for c in self.controls if not c.told_apart
-        ]
+        return found + [f"ONNX, {c.probe}: {c.name} was not told apart" for c in self.controls if not c.told_apart]
 
     @property
     def passed(self) -> bool:
@@ -159,10 +134,10 @@ def check_onnx(model: Path, onnx: Path, variants: Sequence[str], probe_file: Pat
     probes = _probes(model, probe_file)
     references, suppress = _ask_transformers(model, probes)
     release_memory()
-    results: list[OnnxProbe] = []
+    results: list[ProbeResult] = []
     parts: list[PartError] = []
     weights: list[WeightCheck] = []
-    controls: list[SwappedMedia] = []
+    controls: list[Control] = []
     for variant in (FULL, *variants):
         graphs = OnnxModel(onnx, variant)
         for probe in track(probes, f"ONNX on probes, {variant}"):
@@ -222,7 +197,7 @@ def _embeds(model: Any, ids: list[int], features: dict[str, NDArray[np.float32]]
 
 def _ask_graphs(
     graphs: OnnxModel, prompt: Prompt, probe: Probe, reference: _Reference, suppress: Sequence[int]
-) -> tuple[OnnxProbe, torch.Tensor]:
+) -> tuple[ProbeResult, torch.Tensor]:
     variant = graphs.graphs.variant
     tolerance = ONNX[variant]
     same_prompt = prompt.ids == reference.ids
@@ -234,7 +209,8 @@ def _ask_graphs(
     if not same_greedy(reference.answer, answer, reference.logits, tolerance):
         faults.append("another greedy answer")
     texts, prefix = (reference.text, graphs.text(answer)), common_prefix(reference.answer, answer)
-    result = OnnxProbe(probe.name, variant, found, same_prompt, len(reference.answer), prefix, texts, tuple(faults))
+    greedy = len(reference.answer), prefix
+    result = ProbeResult(probe.name, LINK, variant, found, None, same_prompt, *greedy, texts, tuple(faults))
     return result, logits
 
 
@@ -272,9 +248,9 @@ def _weights(onnx: Path, part: str, variant: str) -> Iterator[WeightCheck]:
         yield WeightCheck(part, variant, worst.name, worst.relative, ONNX_WEIGHT[variant], len(errors))
 
 
-def _controls(graphs: OnnxModel, probe: Probe, reference: _Reference, logits: torch.Tensor) -> Iterator[SwappedMedia]:
+def _controls(graphs: OnnxModel, probe: Probe, reference: _Reference, logits: torch.Tensor) -> Iterator[Control]:
     limit = ONNX[FULL]
     for kind in probe.media:
         swapped = graphs.prompt(probe.messages, probe.swapped(kind).media)
         other = distance(logits, torch.from_numpy(graphs.logits(swapped, reference.answer, POSITIONS)), limit)
-        yield SwappedMedia(probe.name, kind, other, other.relative > limit.relative)
+        yield Control(f"other {kind}", LINK, probe.name, other, other.relative > limit.relative, "logits")

@@ -5,8 +5,19 @@ from pathlib import Path
 from typing import Any
 
 from imod_core.artifacts import write_json, write_text
-from imod_export.onnx.parity import OnnxProbe, OnnxReport, PartError, SwappedMedia, WeightCheck
-from imod_export.report import FOLDER, JSON, PAGE, STYLE, _bar, _list, _mark, _number, _table
+from imod_export.onnx.parity import OnnxReport, PartError, WeightCheck
+from imod_export.page import STYLE, bar, bullets, mark, number, table
+from imod_export.report import (
+    CONTROL_HEAD,
+    FOLDER,
+    JSON,
+    PAGE,
+    PROBE_HEAD,
+    TOLERANCE_HEAD,
+    control_row,
+    probe_row,
+    tolerance_row,
+)  # fmt: skip
 from imod_export.tensors import read_json
 
 END = "</body></html>"
@@ -26,24 +37,15 @@ def add_to_report(report: OnnxReport, folder: Path) -> None:
 def render_section(report: OnnxReport) -> str:
     """The section as HTML."""
     parts = [
-        f"<h2>ONNX against transformers in float32: {_mark(report.passed, 'passed', 'failed')}</h2>",
-        _list(report.faults) if report.faults else "",
-        _table(
-            ["probe", "form", "relative error", "", "KL (nats)", "best token", "greedy", "answer", ""],
-            map(_probe_row, report.probes),
-        ),
+        f"<h2>ONNX against transformers in float32: {mark(report.passed, 'passed', 'failed')}</h2>",
+        bullets(report.faults) if report.faults else "",
+        table(PROBE_HEAD, map(probe_row, report.probes)),
         "<h2>ONNX graphs one by one</h2>",
-        _table(["graph", "probe", "form", "relative error", "", ""], map(_part_row, _worst(report.parts))),
-        _table(["graph", "form", "worst weight", "relative error", "", ""], map(_weight_row, report.weights)),
+        table(["graph", "probe", "form", "relative error", "", ""], map(_part_row, _worst(report.parts))),
+        table(["graph", "form", "worst weight", "relative error", "", ""], map(_weight_row, report.weights)),
         "<h2>ONNX on other media: what must be told apart</h2>",
-        _table(["probe", "other", "relative difference", "", ""], map(_control_row, report.controls)),
-        _table(
-            ["form", "relative", "KL", "near-tie", "why"],
-            (
-                [form, *(f"{limit[key]:g}" for key in ("relative", "kl", "near_tie")), escape(limit["reason"])]
-                for form, limit in report.tolerances.items()
-            ),
-        ),
+        table(CONTROL_HEAD, map(control_row, report.controls)),
+        table(TOLERANCE_HEAD, map(tolerance_row, report.tolerances.items())),
     ]
     return "\n".join(parts) + "\n"
 
@@ -58,35 +60,14 @@ def _worst(parts: tuple[PartError, ...]) -> list[PartError]:
     return list(found.values())
 
 
-def _probe_row(probe: OnnxProbe) -> list[str]:
-    found = probe.distance
-    wanted, made = (escape(text) for text in probe.answers)
-    return [
-        escape(probe.name),
-        probe.variant,
-        _number(found.relative),
-        _bar(found.relative, bool(probe.faults)),
-        _number(found.kl),
-        f"{found.argmax_agreement:.0%} of {found.positions - found.near_ties}",
-        f"{probe.greedy_prefix}/{probe.greedy}",
-        wanted if wanted == made else f"{wanted} <span class='no'>≠</span> {made}",
-        _mark(not probe.faults),
-    ]
-
-
 def _part_row(part: PartError) -> list[str]:
-    error = [_number(part.relative), _bar(part.relative, not part.passed), _mark(part.passed)]
+    error = [number(part.relative), bar(part.relative, not part.passed), mark(part.passed)]
     return [part.part, escape(part.probe), part.variant, *error]
 
 
 def _weight_row(check: WeightCheck) -> list[str]:
-    error = [_number(check.relative), _bar(check.relative, not check.passed), _mark(check.passed)]
+    error = [number(check.relative), bar(check.relative, not check.passed), mark(check.passed)]
     return [check.part, check.variant, f"{escape(check.worst)}, of {check.weights}", *error]
-
-
-def _control_row(control: SwappedMedia) -> list[str]:
-    found, told = control.distance.relative, control.told_apart
-    return [escape(control.probe), control.kind, _number(found), _bar(found, not told), _mark(told)]
 
 
 def _empty_page() -> str:

@@ -188,7 +188,7 @@ def test_the_command_compares_every_graph_and_tells_other_media_apart(exported):
     assert len(parts) == 8
     assert len(report["onnx"]["controls"]) == 7
     assert {w["part"] for w in report["onnx"]["weights"]} == {"vision_encoder", "audio_encoder", "decoder_model_merged"}
-    full = [p for p in report["onnx"]["probes"] if p["variant"] == "fp32"]
+    full = [p for p in report["onnx"]["probes"] if p["arithmetic"] == "fp32"]
     assert max(p["distance"]["relative"] for p in full) < 1e-4
 
 

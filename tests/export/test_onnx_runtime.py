@@ -124,7 +124,7 @@ def test_frames_are_chosen_as_torch_chooses_them():
 @pytest.mark.parametrize("variant", ["fp32", "fp16", "int8", "q4"])
 def test_every_form_stays_within_its_tolerance_and_none_is_exact(exported, variant):
     report = json.loads((exported / "parity" / "parity.json").read_text())
-    probes = [p for p in report["onnx"]["probes"] if p["variant"] == variant]
+    probes = [p for p in report["onnx"]["probes"] if p["arithmetic"] == variant]
     assert [p["name"] for p in probes] == KINDS
     assert all(p["same_prompt"] and not p["faults"] for p in probes)
     assert 0 < max(p["distance"]["relative"] for p in probes) <= ONNX[variant].relative
@@ -137,8 +137,8 @@ def test_every_form_stays_within_its_tolerance_and_none_is_exact(exported, varia
 def test_the_report_shows_the_graphs_and_that_other_media_are_told_apart(exported):
     report = json.loads((exported / "parity" / "parity.json").read_text())
     assert report["passed"]
-    told = {(c["probe"], c["kind"]): c["told_apart"] for c in report["onnx"]["controls"]}
-    assert told == {(kind, part): True for kind in KINDS[1:] for part in kind.split("+")}
+    told = {(c["probe"], c["name"]): c["told_apart"] for c in report["onnx"]["controls"]}
+    assert told == {(kind, f"other {part}"): True for kind in KINDS[1:] for part in kind.split("+")}
     page = (exported / "parity" / "parity.html").read_text()
     assert "ONNX against transformers" in page
     assert page.rstrip().endswith("</html>")
@@ -150,7 +150,7 @@ def test_an_export_with_onnx_reports_merge_and_graphs_together(run_folder, tmp_p
     assert call(*words) == (0, "")
     report = json.loads((tmp_path / "out/parity/parity.json").read_text())
     assert report["passed"]
-    assert {p["variant"] for p in report["onnx"]["probes"]} == {"fp32"}
+    assert {p["arithmetic"] for p in report["onnx"]["probes"]} == {"fp32"}
     assert report["layers"]
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
     assert {"onnx/decoder_model_merged.onnx", "onnx/config.json", "model.safetensors"} <= manifest["files"].keys()
