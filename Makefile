@@ -4,7 +4,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-EXTRAS ?= scenes,train,export,serve-cpu,dev
+EXTRAS ?= scenes,train,export,serve-cpu,demo,dev
 CONSTRAINTS ?= -c constraints.txt
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed

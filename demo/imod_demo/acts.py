@@ -14,7 +14,7 @@ from imod_demo.desk import Desk
 from imod_demo.matter import findings, matter_html
 from imod_demo.medium import Medium, take
 from imod_demo.saw import figures_html, saw_html
-from imod_demo.talk import Manner, Target, answers
+from imod_demo.talk import THREADS, Manner, Target, answers
 from imod_demo.view import notice_html, tray_html
 
 NOBODY = "nobody"
@@ -132,9 +132,9 @@ class Acts:
         targets = self.desk.chosen(model, beside)
         answered = [talk for talk in (one, other)[: len(targets)] if talk.answer is not None and not talk.awaits]
         rounds = [findings(target, talk, int(max_tokens)) for target, talk in zip(targets, answered, strict=False)]
-        more = True
+        loop, more = asyncio.get_running_loop(), True
         while more:
-            found = await asyncio.gather(*(asyncio.to_thread(next, each, None) for each in rounds))
+            found = await asyncio.gather(*(loop.run_in_executor(THREADS, next, each, None) for each in rounds))
             more = any(each is not None for each in found)
             for index, (talk, each) in enumerate(zip(answered, found, strict=True)):
                 shown[index] = shown[index] if each is None else matter_html(talk, each)

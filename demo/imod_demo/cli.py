@@ -54,13 +54,13 @@ def demo(
     with ExitStack() as stack:
         desk = Desk((), max_tokens=max_tokens)
         stack.callback(desk.shelf.clear)
-        found = () if no_examples else _examples(examples, desk.shelf.root / "examples")
+        found, whose = ((), "") if no_examples else _examples(examples, desk.shelf.root / "examples")
         if folder is not None:
             targets = stack.enter_context(_served(folder, key, frames))
         else:
             targets = _targets(str(url), model, key, frames)
         targets, beside = _compared(targets, compare, key, frames)
-        desk = replace(desk, targets=targets, beside=beside, examples=tuple(found))
+        desk = replace(desk, targets=targets, beside=beside, examples=tuple(found), credits=whose)
         from imod_demo.app import launch  # gradio takes seconds to import: mistakes are told before
 
         page = launch(desk, host=host, port=port, root_path=root_path)
@@ -133,11 +133,12 @@ def _compared(
     return targets, beside
 
 
-def _examples(folder: Path | None, shelf: Path) -> "Sequence[Example]":
-    from imod_demo.examples import examples_from, rendered
+def _examples(folder: Path | None, shelf: Path) -> "tuple[Sequence[Example], str]":
+    """Examples, and whose work they are."""
+    from imod_demo.examples import credits_of, examples_from, rendered
 
     found = folder or rendered()
-    return examples_from(found, shelf) if found else ()
+    return (examples_from(found, shelf), credits_of(found)) if found else ((), "")
 
 
 def _wait() -> None:

@@ -16,6 +16,8 @@ class Desk:
     beside: Target | None = None
     """Asked the same thing, from the start."""
     examples: tuple[Example, ...] = ()
+    credits: str = ""
+    """Whose work the examples are made of."""
     shelf: Shelf = field(default_factory=Shelf)
     max_tokens: int = 64
     """Of an answer, unless the visitor says otherwise."""

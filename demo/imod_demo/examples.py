@@ -24,7 +24,7 @@ FORMS = (("mp4",), ("mp4",), ("png", "wav"), ("mp4",), ("wav",), ("png",))
 HEARD, SEEN = ("hear",), ("see",)
 """How the kinds of question begin that a sound or a picture alone can answer."""
 COUNT = 6
-RENDERED_CLIPS = 12
+RENDERED_CLIPS = 18
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,12 @@ def examples_from(folder: Path, shelf: Path) -> list[Example]:
     return list(_chosen(read_samples(path), Path(folder) / "media", shelf))
 
 
+def credits_of(folder: Path) -> str:
+    """Whose drawings and sounds a scenes folder is made of, as its notice says."""
+    notice = Path(folder) / "NOTICE.txt"
+    return notice.read_text(encoding="utf-8") if notice.is_file() else ""
+
+
 def rendered(parts: str | None = None) -> Path | None:
     """A folder of a few scenes, rendered at first use; None without the extra or when it fails."""
     if parts is None and any(importlib.util.find_spec(name) is None for name in ("resvg_py", "midirenderer")):
@@ -55,7 +61,7 @@ def rendered(parts: str | None = None) -> Path | None:
 
     for kind in [parts] if parts else ["real", "drawn"]:
         settings = ScenesSettings(clips=1, val_clips=1, test_clips=RENDERED_CLIPS, unseen_clips=1, seed=7, parts=kind)
-        out = cache_folder().parent / f"examples-{kind}"
+        out = cache_folder() / f"examples-{kind}"
         if (out / "manifest.json").is_file() and not _is_current(out):
             shutil.rmtree(out)
         try:

@@ -128,11 +128,11 @@ def _bar(change: float | None, scale: float) -> str:
         return '<p class="quiet">This server does not tell how likely an answer is.</p>'
     width = 50 * min(1.0, abs(change) / scale)
     side = f"right:50%;width:{width:.1f}%" if change < 0 else f"left:50%;width:{width:.1f}%"
-    words = in_words(change)
-    label = f"Change of the first answer's log-probability: {change:+.2f} nats. {words}"
+    words, number = in_words(change), f"{round(change, 2) + 0.0:+.2f}"  # no negative zero
+    label = f"Change of the first answer's log-probability: {number} nats. {words}"
     return (
         f'<div class="bar" role="img" aria-label="{escape(label)}"><i style="{side}"></i></div>'
-        f'<p class="change">{words} <span><b>{change:+.2f}</b> nats</span></p>'
+        f'<p class="change">{words} <span><b>{number}</b> nats</span></p>'
     )
 
 

@@ -5,6 +5,7 @@ long, is refused in a sentence.
 """
 
 import re
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,7 +65,7 @@ class Medium:
 
 
 def take(source: Path, name: str, folder: Path) -> Medium:
-    """The medium in the file `source`, written into `folder` under its own number.
+    """The medium in the file `source`, written into `folder` under a name of its own.
 
     Raises:
         InputError: no medium, damaged, too many bytes, pixels or seconds; the sentence names the file as `name`.
@@ -74,7 +75,7 @@ def take(source: Path, name: str, folder: Path) -> Medium:
         raise InputError(
             f"{name} has {source.stat().st_size / 2**20:.0f} MB: at most {MAX_BYTES // 2**20} MB are taken."
         )
-    target = folder / f"{sum(1 for _ in folder.iterdir()):03d}"
+    target = folder / secrets.token_hex(4)
     with _called(source, name):
         if _is_picture(source):
             return _take_picture(source, name, target)

@@ -10,7 +10,7 @@ from imod_demo.conversation import Conversation
 from imod_demo.desk import Desk
 from imod_demo.shelf import HOLD_SECONDS
 from imod_demo.talk import Target
-from imod_demo.view import examples_html, header_html, script, stage_html, stage_js
+from imod_demo.view import examples_html, footer_html, header_html, script, stage_html, stage_js
 
 ASKED_AT_ONCE = 32
 """Questions that may be with the servers at the same time; they batch them."""
@@ -20,8 +20,12 @@ LONGEST_QUESTION = 4000
 """Characters."""
 LONGEST_ANSWER = 1024
 """Tokens."""
+TO_QUESTION = "() => document.querySelector('#composer').scrollIntoView({block: 'nearest'})"
+"""On a phone the question stands below the examples."""
 QUICK: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 AT_ONCE: dict[str, Any] = {**QUICK, "queue": False}
+SAID: dict[str, Any] = {**QUICK, "concurrency_limit": None}
+"""At once too, but by the queue, which tells the visitor what is wrong."""
 LOOKING: dict[str, Any] = {**QUICK, "concurrency_id": "files", "concurrency_limit": LOOKED_AT_ONCE}
 ASKING: dict[str, Any] = {**QUICK, "concurrency_id": "asking", "concurrency_limit": ASKED_AT_ONCE}
 
@@ -75,10 +79,7 @@ class Page:
             with gr.Column(scale=7, min_width=320, elem_id="talk"):
                 self._lay_out_talk()
         self.saw = gr.HTML(elem_id="saw")
-        gr.HTML(
-            '<footer class="foot">Your files stay on this server while the page is open and are deleted '
-            "when you leave.</footer>"
-        )
+        gr.HTML(footer_html(self.desk.credits))
 
     def _lay_out_talk(self) -> None:
         with gr.Row(elem_id="columns", equal_height=False):
@@ -162,35 +163,39 @@ class Page:
         page = [*shown, *self.matter_parts, self.saw, self.stop, self.busy]
         columns = [part for column in self.columns for part in (column.box, column.chat)]
 
-        self.stage.upload(acts.receive, [self.waiting, self.states[0]], tray, **LOOKING)
-        self.tray.select(acts.take_out, [self.waiting, self.states[0]], tray, **AT_ONCE)
-        self.examples.select(acts.try_example, None, [*page, *tray, self.question], **AT_ONCE)
-        clears = [self.fresh.click, *(column.chat.clear for column in self.columns)]
-        gr.on(clears, acts.start_anew, None, [*page, *tray, self.question], **AT_ONCE)
-        for choice in self.chosen:
-            choice.input(acts.change_models, [*self.chosen, *self.states], [*columns, *page, *tray], **AT_ONCE)
-
         asked = gr.on(
             [self.ask.click, self.question.submit],
             acts.begin,
             [self.question, self.waiting, self.busy, *self.chosen, *self.states],
             [*page, *tray, self.question],
-            **AT_ONCE,
+            **SAID,
         )
-        again = self.retry.click(acts.begin_again, [self.busy, *self.states], page, **AT_ONCE)
-        running = [event for start in (asked, again) for event in self._answering(start, shown)]
-        running.append(self._finding(self.matters.input))
+        again = self.retry.click(acts.begin_again, [self.busy, *self.states], page, **SAID)
+        answering = [event for start in (asked, again) for event in self._answering(start, shown)]
+        running = [*answering, self._finding(self.matters.input, cancels=answering[1::2])]
         self.stop.click(acts.end, None, [self.stop, self.busy], cancels=running, **AT_ONCE)
+
+        self.stage.upload(acts.receive, [self.waiting, self.states[0]], tray, **LOOKING)
+        self.tray.select(acts.take_out, [self.waiting, self.states[0]], tray, **AT_ONCE)
+        self.examples.select(acts.try_example, None, [*page, *tray, self.question], cancels=running, **AT_ONCE).then(
+            None, js=TO_QUESTION, **QUICK
+        )
+        clears = [self.fresh.click, *(column.chat.clear for column in self.columns)]
+        gr.on(clears, acts.start_anew, None, [*page, *tray, self.question], cancels=running, **AT_ONCE)
+        for choice in self.chosen:
+            choice.input(
+                acts.change_models, [*self.chosen, *self.states], [*columns, *page, *tray], cancels=running, **AT_ONCE
+            )
         blocks.unload(acts.leave)
 
-    def _answering(self, start: Any, shown: list[Any]) -> list[Any]:
+    def _answering(self, start: Any, shown: list[Any]) -> tuple[Any, Any]:
         """After a question: the answers, then what mattered; meanwhile what the model saw."""
         asking = [self.max_tokens, self.temperature, *self.chosen, *self.states]
         answering = start.success(self.acts.answer, asking, shown, **ASKING)
         start.success(self.acts.look, [self.model, self.states[0]], self.saw, **LOOKING)
         ended = answering.then(self.acts.end, None, [self.stop, self.busy], **AT_ONCE)
-        return [answering, self._finding(ended.then)]
+        return answering, self._finding(ended.then)
 
-    def _finding(self, listen: Any) -> Any:
+    def _finding(self, listen: Any, **more: Any) -> Any:
         asked = [self.matters, self.max_tokens, *self.chosen, *self.states]
-        return listen(self.acts.find_out, asked, self.matter_parts, **ASKING)
+        return listen(self.acts.find_out, asked, self.matter_parts, **ASKING, **more)

@@ -6,12 +6,15 @@ import secrets
 import shutil
 import tempfile
 import threading
+import time
 from pathlib import Path
 
 from imod_core.errors import InputError
 
 HOLD_SECONDS = 3600
-"""Files of a visitor whose leaving went unnoticed are deleted after this time."""
+"""Uploads that nobody claims are deleted after this time."""
+SHA256_DIGITS = 64
+"""Of the folders' names in which Gradio lays uploads."""
 
 
 class Shelf:
@@ -41,6 +44,7 @@ class Shelf:
         found = Path(path).resolve()
         if not found.is_file() or found.parent.parent != self.root or found.parent in self._folders.values():
             raise InputError("This file did not arrive: send it again.")
+        self._sweep()
         with self._lock:
             # Gradio keeps uploads by content, so that two visitors may share one.
             self._uploads.setdefault(found, set()).add(visitor)
@@ -57,6 +61,14 @@ class Shelf:
                     path.unlink(missing_ok=True)
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+
+    def _sweep(self) -> None:
+        """Delete uploads that nobody claimed: the page was closed before they had arrived."""
+        oldest = time.time() - HOLD_SECONDS
+        with self._lock:
+            for path in self.root.glob(f"{'[0-9a-f]' * SHA256_DIGITS}/*"):
+                if path not in self._uploads and path.stat().st_mtime < oldest:
+                    path.unlink(missing_ok=True)
 
     def clear(self) -> None:
         """Delete everything."""

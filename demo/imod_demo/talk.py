@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,6 +12,8 @@ from imod_demo.conversation import Conversation
 from imod_serve.answer import Answer, Stream
 from imod_serve.client import Client
 
+THREADS = ThreadPoolExecutor(64, "answers")
+"""Each reads one answer; asyncio's own pool has a handful on a small machine."""
 GONE = "A file of this conversation is no longer here: start a new conversation and give it again."
 
 
@@ -54,7 +57,8 @@ async def answers(
         _Column(index, target, conversation, manner, lambda step: loop.call_soon_threadsafe(steps.put_nowait, step))
         for index, (target, conversation) in enumerate(zip(targets, conversations, strict=False))
     ]
-    running = [asyncio.create_task(asyncio.to_thread(column.run)) for column in columns]
+    for column in columns:
+        loop.run_in_executor(THREADS, column.run)
     try:
         left = len(columns)
         while left:
@@ -64,7 +68,6 @@ async def answers(
     finally:
         for column in columns:
             column.stop()
-        await asyncio.gather(*running, return_exceptions=True)
 
 
 class _Column:

@@ -98,6 +98,15 @@ def _example(index: int, example: Example) -> str:
     )
 
 
+def footer_html(credits: str) -> str:
+    """What becomes of files, and whose work the examples are."""
+    whose = f"<details><summary>What the examples are made of</summary><pre>{escape(credits)}</pre></details>"
+    return (
+        '<footer class="foot"><p>Your files stay on this page\'s server while the page is open, '
+        f"and are deleted when you leave.</p>{whose if credits else ''}</footer>"
+    )
+
+
 def notice_html(sentence: str) -> str:
     """Something went wrong, said where it happened; empty for no sentence."""
     return f'<p class="notice" role="alert">{escape(sentence)}</p>' if sentence else ""

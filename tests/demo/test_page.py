@@ -144,13 +144,23 @@ def test_retry_asks_again_and_start_over_clears_the_page(page, media):
     assert page.locator("#tray .card").count() == 0
 
 
-def test_stop_keeps_what_was_said_and_frees_the_server(page, demo, client):
+def talkative(client):
+    """A question that the model answers at length."""
+    questions = (f"Tell me more, part {part}." for part in range(40))
+    return next(q for q in questions if client.chat([Turn("user", q)], max_tokens=1024).completion_tokens == 1024)
+
+
+def begin_long_answer(page, question):
     page.click("#more > button")
     page.fill("#length input[type=number]", "1024")
     page.keyboard.press("Tab")
-    page.fill("#question textarea", "Say everything.")
+    page.fill("#question textarea", question)
     page.click("#ask")
-    page.locator("#chat-1 .message.bot").wait_for()
+    page.locator("#chat-1 .message.bot .md").wait_for()
+
+
+def test_stop_keeps_what_was_said_and_frees_the_server(page, demo, client):
+    begin_long_answer(page, talkative(client))
     page.click("#stop")
     page.locator("#stop[disabled]").wait_for()
     assert bubbles(page)[-1]
@@ -301,12 +311,7 @@ def test_a_server_killed_in_mid_answer_is_a_sentence_and_retry_works_once_it_is_
     context = browser.new_context()
     context.set_default_timeout(ANSWER_SECONDS * 1000)
     page = opened(context.new_page(), compared[0].url.removesuffix("/imod"))
-    page.click("#more > button")
-    page.fill("#length input[type=number]", "1024")
-    page.keyboard.press("Tab")
-    page.fill("#question textarea", QUESTION)
-    page.click("#ask")
-    page.locator("#chat-1 .message.bot").wait_for()
+    begin_long_answer(page, talkative(Client(other.url)))
     other.stop()
     notice = page.locator("#notice-1 [role=alert]")
     notice.wait_for()

@@ -1,6 +1,7 @@
 """Nothing is fetched from elsewhere, nobody's files are read, and a visitor's files go when the visitor does."""
 
 import json
+import os
 import time
 from pathlib import Path
 
@@ -90,6 +91,20 @@ def test_a_shared_upload_stays_until_its_last_visitor_leaves():
     assert not upload.exists()
     shelf.clear()
     assert not shelf.root.exists()
+
+
+def test_an_upload_that_nobody_claims_is_deleted_after_an_hour():
+    shelf = Shelf()
+    uploads = [shelf.root / (letter * 64) / "a.mp4" for letter in "abc"]
+    for upload in uploads:
+        upload.parent.mkdir()
+        upload.write_bytes(b"clip")
+    shelf.upload("one", str(uploads[0]))
+    for upload in uploads[:2]:
+        os.utime(upload, (0, 0))
+    shelf.upload("two", str(uploads[2]))
+    assert [upload.exists() for upload in uploads] == [True, False, True]
+    shelf.clear()
 
 
 def test_only_what_the_browser_sent_counts_as_an_upload(tmp_path):
