@@ -29,7 +29,6 @@ import numpy as np
 import psutil
 
 from imod_core.console import console, track
-from imod_core.modality import media_token_ids
 from imod_serve.launcher import Server
 from imod_serve.messages import question_messages
 from imod_serve.vllm_main import name_cpu_build
@@ -163,10 +162,7 @@ MEDIA: dict[str, Callable[[random.Random], bytes]] = {"<image>": picture, "<audi
 @contextmanager
 def started(folders: dict[str, Path], most: int) -> Iterator[dict[str, Side]]:
     """All sides up at once, each ready for `most` requests together."""
-    config = json.loads((folders["base"] / "config.json").read_text())
-    # A random model may answer with a placeholder, for which there would be no medium.
-    never = {str(token): -100.0 for ids in media_token_ids(config).values() for token in ids}
-    body = {"temperature": 0, "logit_bias": never}
+    body = {"temperature": 0, "allowed_token_ids": letters(folders["base"])}
     rank = json.loads((folders["lora"] / "adapter_config.json").read_text())["r"]
     unmerged = ("--enable-lora", "--max-lora-rank", str(max(8, rank)), "--lora-modules", f"{ADAPTER}={folders['lora']}")
     with ExitStack() as stack:
@@ -177,6 +173,19 @@ def started(folders: dict[str, Path], most: int) -> Iterator[dict[str, Side]]:
             server = stack.enter_context(Server(folder, name=side, extra=extra))
             sides[side] = Side(server, ADAPTER if side == "lora" else side, body)
         yield sides
+
+
+def letters(folder: Path, most: int = 64) -> list[int]:
+    """Token ids of plain letters, for answers whose every token is text of its own and can be sent at once.
+
+    A random model would answer with pieces of characters, which are held back until they are whole, and with
+    placeholders, for which there are no media.
+    """
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    texts = ((number, tokenizer.decode([number])) for number in range(tokenizer.get_vocab_size()))
+    return list(itertools.islice((number for number, text in texts if text.isascii() and text.isalpha()), most))
 
 
 def measure(sides: dict[str, Side], kind: str, concurrency: int, options: argparse.Namespace) -> dict[str, Any]:

@@ -20,6 +20,8 @@ CHUNK = 1 << 22
 def new_folder(out: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `out` and rename it to `out` at the end; on any error nothing is left.
 
+    Everybody may read it, as a server in a container has to: safetensors makes files for their owner alone.
+
     Raises:
         InputError: `out` exists and is not an empty folder.
     """
@@ -34,6 +36,8 @@ def new_folder(out: Path) -> Iterator[Path]:
     try:
         temporary.chmod(0o755)
         yield temporary
+        for file in temporary.rglob("*"):
+            file.chmod(0o755 if file.is_dir() else 0o644)
         if out.is_dir():
             out.rmdir()
         temporary.rename(out)

@@ -15,6 +15,14 @@ def test_a_folder_appears_only_when_it_is_whole(tmp_path: Path) -> None:
     assert (tmp_path / "out/a.txt").read_text() == "a"
 
 
+def test_everybody_may_read_what_a_folder_holds(tmp_path: Path) -> None:
+    with new_folder(tmp_path / "out") as folder:
+        (folder / "sub").mkdir(mode=0o700)
+        (folder / "sub/weights.safetensors").touch(mode=0o600)
+    modes = [path.stat().st_mode & 0o777 for path in (tmp_path / "out/sub", tmp_path / "out/sub/weights.safetensors")]
+    assert modes == [0o755, 0o644]
+
+
 def test_a_failure_leaves_nothing_behind(tmp_path: Path) -> None:
     def fail_half_way() -> None:
         with new_folder(tmp_path / "out") as folder:
