@@ -84,7 +84,7 @@ def test_the_streamed_answer_is_the_apis(page, client, media, names):
     others = [
         client.chat([alone(*(media / n for n in o))], max_tokens=MAX_TOKENS).text for o in COMBINATIONS if o != names
     ]
-    assert any(words(other) != words(shown) for other in others), "media change nothing, so equality proves nothing"
+    assert len({words(text) for text in [shown, *others]}) > 3, "media change nothing, so equality proves nothing"
     keys = " ".join(page.locator("#figures-1 .keys").inner_text().split())
     assert sum(int(n) for n in re.findall(r"(\d+) (?:words|picture|sound|clip)", keys)) == reference.prompt_tokens
     assert [kind for kind in ("picture", "clip", "sound") if kind in keys] == [
@@ -249,7 +249,6 @@ def test_axe_finds_nothing_serious_and_nothing_has_to_be_scrolled_sideways(brows
     )
     context.set_default_timeout(ANSWER_SECONDS * 1000)
     page = opened(context.new_page(), demo.url)
-    page.add_style_tag(content="button { --checked: yes }")
     page.evaluate(axe_script())
     empty = _serious(page)
     page.check("#switch input")
