@@ -4,7 +4,7 @@ import importlib.util
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ def rendered(parts: str | None = None) -> Path | None:
     for kind in [parts] if parts else ["real", "drawn"]:
         settings = ScenesSettings(clips=1, val_clips=1, test_clips=RENDERED_CLIPS, unseen_clips=1, seed=7, parts=kind)
         out = cache_folder() / f"examples-{kind}"
-        if (out / "manifest.json").is_file() and not _is_current(out):
+        if out.exists() and not _is_current(out, settings):
             shutil.rmtree(out)
         try:
             return build_scenes(out, settings, workers=1)
@@ -71,10 +71,13 @@ def rendered(parts: str | None = None) -> Path | None:
     return None
 
 
-def _is_current(folder: Path) -> bool:
+def _is_current(folder: Path, settings: Any) -> bool:
+    """Whether this version rendered it with these settings; the cache may be older."""
     from imod_core import __version__
 
-    return json.loads((folder / "manifest.json").read_text(encoding="utf-8")).get("imod") == __version__
+    path = folder / "manifest.json"
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return found.get("imod") == __version__ and found.get("settings") == asdict(settings)
 
 
 def _chosen(samples: list[Sample], media: Path, shelf: Path) -> Iterator[Example]:

@@ -59,8 +59,8 @@ def bubbles(page, column=1, who="bot"):
 
 
 def words(text):
-    """As the browser shows it: blanks in a row are one; Markdown eats signs that have a meaning there."""
-    return re.findall(r"\w+", text)
+    """Letters and digits: blanks in a row are one in a browser, and Markdown eats signs that have a meaning there."""
+    return "".join(re.findall(r"[^\W_]", text))
 
 
 def alone(*paths, text=QUESTION):
@@ -84,7 +84,7 @@ def test_the_streamed_answer_is_the_apis(page, client, media, names):
     others = [
         client.chat([alone(*(media / n for n in o))], max_tokens=MAX_TOKENS).text for o in COMBINATIONS if o != names
     ]
-    assert any(words(other) != words(shown) for other in others), "media change nothing, so equality proves nothing"
+    assert len({words(text) for text in [shown, *others]}) > 3, "media change nothing, so equality proves nothing"
     keys = " ".join(page.locator("#figures-1 .keys").inner_text().split())
     assert sum(int(n) for n in re.findall(r"(\d+) (?:words|picture|sound|clip)", keys)) == reference.prompt_tokens
     assert [kind for kind in ("picture", "clip", "sound") if kind in keys] == [
@@ -249,7 +249,6 @@ def test_axe_finds_nothing_serious_and_nothing_has_to_be_scrolled_sideways(brows
     )
     context.set_default_timeout(ANSWER_SECONDS * 1000)
     page = opened(context.new_page(), demo.url)
-    page.add_style_tag(content="button { --checked: yes }")
     page.evaluate(axe_script())
     empty = _serious(page)
     page.check("#switch input")
@@ -275,9 +274,11 @@ def _serious(page):
 
 
 def test_twenty_visitors_at_once_all_get_their_own_answer(browser, demo, client):
-    context = browser.new_context()
-    context.set_default_timeout(2 * ANSWER_SECONDS * 1000)
-    pages = [opened(context.new_page(), demo.url) for _ in range(20)]
+    # A context each: Chromium opens at most six connections to a server for all pages of one.
+    contexts = [browser.new_context() for _ in range(20)]
+    for context in contexts:
+        context.set_default_timeout(2 * ANSWER_SECONDS * 1000)
+    pages = [opened(context.new_page(), demo.url) for context in contexts]
     questions = [f"What does visitor {index} hear?" for index in range(20)]
     for page, question in zip(pages, questions, strict=True):
         page.fill("#question textarea", question)
@@ -289,7 +290,8 @@ def test_twenty_visitors_at_once_all_get_their_own_answer(browser, demo, client)
     references = [client.chat([Turn("user", q)], max_tokens=MAX_TOKENS).text for q in questions]
     assert [words(text) for text in shown] == [words(text) for text in references]
     assert len(set(references)) > 1
-    context.close()
+    for context in contexts:
+        context.close()
 
 
 def test_two_models_answer_side_by_side_behind_a_proxys_path(browser, compared, client, other, media):

@@ -13,7 +13,7 @@ from imod_demo.guard import names_an_address
 from imod_demo.shelf import Shelf
 
 from .clips import write_clip
-from .conftest import opened
+from .conftest import ANSWER_SECONDS, opened
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -24,7 +24,11 @@ def test_the_page_loads_nothing_from_elsewhere(browser, demo):
     page = context.new_page()
     page.on("request", lambda request: asked.append(request.url))
     opened(page, demo.url)
-    page.wait_for_load_state("networkidle")
+    page.locator("#examples button").first.click()
+    page.locator("#tray video").wait_for()
+    page.click("#ask")
+    page.locator("#figures-1 .keys").wait_for(timeout=ANSWER_SECONDS * 1000)
+    page.evaluate("document.fonts.ready.then(() => true)")
     assert len(asked) > 10
     assert [url for url in asked if not url.startswith((demo.url, "data:", "blob:"))] == []
     context.close()
