@@ -56,7 +56,7 @@ def check_audio(data: bytes, limits: Limits) -> None:
         if not container.streams.audio:
             raise InputError("The sound holds no sound stream: expected a sound, or a video with sound.")
         stream = container.streams.audio[0]
-        codec = stream.codec_context
+        codec = _codec("sound", stream)
         _check_sound(codec.channels, codec.sample_rate, limits)
         _check_length("sound", container, stream, limits.audio_seconds, count=SOUND_PACKETS)
 
@@ -67,7 +67,8 @@ def check_video(data: bytes, limits: Limits) -> None:
         if not container.streams.video:
             raise InputError("The video has no picture stream: expected a video.")
         stream = container.streams.video[0]
-        pixels = stream.codec_context.width * stream.codec_context.height
+        codec = _codec("video", stream)
+        pixels = codec.width * codec.height
         if not pixels:
             raise InputError("The video does not say how large its pictures are: it is damaged.")
         _at_most("The video", pixels, limits.video_pixels, "pixels a frame")
@@ -96,6 +97,12 @@ def _check_length(what: str, container: Any, stream: Any, seconds: int, *, count
     if not found:
         raise InputError(f"The {what} holds nothing that can be decoded.")
     return found
+
+
+def _codec(what: str, stream: Any) -> Any:
+    if stream.codec_context is None:
+        raise InputError(f"The {what} is in an encoding that nobody here can read.")
+    return stream.codec_context
 
 
 def _check_sound(channels: int, rate: int, limits: Limits) -> None:

@@ -3,9 +3,12 @@
 import dataclasses
 import io
 import tracemalloc
+from contextlib import suppress
 
 import hostile
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from imod_core.errors import InputError
@@ -117,6 +120,32 @@ def test_a_cut_video_is_refused_wherever_it_is_cut(keep):
 def test_lists_of_other_files_and_rubbish_are_no_media(check, text):
     with pytest.raises(InputError):
         check(text, LIMITS)
+
+
+def test_an_unknown_encoding_is_refused():
+    video = hostile.video(1)
+    assert video.count(b"mp4v") == 1
+    with pytest.raises(InputError, match="encoding"):
+        check_video(video.replace(b"mp4v", b"zzzz").replace(b"esds", b"zzzz"), LIMITS)
+
+
+KINDS = {
+    check_image: [encoded(format, (16, 16)) for format in ("PNG", "JPEG", "WEBP", "GIF", "TIFF")],
+    check_audio: [hostile.sound(1, 0.1, format=format) for format in ("WAV", "FLAC", "OGG")] + [hostile.video(1, 4)],
+    check_video: [hostile.video(1, 4)],
+}
+
+
+@pytest.mark.parametrize("check", KINDS)
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_whatever_is_changed_in_a_file_it_passes_or_is_refused(check, data):
+    content = bytearray(data.draw(st.sampled_from(KINDS[check])))
+    places = st.integers(0, min(len(content), 600) - 1)
+    for place, value in data.draw(st.lists(st.tuples(places, st.integers(0, 255)), min_size=1, max_size=8)):
+        content[place] = value
+    with suppress(InputError):
+        check(bytes(content[: data.draw(st.sampled_from([len(content), len(content) // 2]))]), LIMITS)
 
 
 def test_limits_come_from_words_and_are_checked():
