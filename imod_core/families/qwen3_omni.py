@@ -175,6 +175,8 @@ FAMILY = Family(
     serves="Qwen3OmniMoeThinkerForConditionalGeneration",
     core="thinker_config",
     linears=ATTENTION_LINEARS,
+    # PEFT makes bare names of a pattern for models whose experts transformers stacks, and would adapt the ears too.
+    exclude=rf"(?!(?:{ATTENTION_LINEARS})$).*",
     left_alone=("talker.", "code2wav."),
     sound_of_video="interleaved",
     blueprint=Blueprint(
