@@ -16,7 +16,7 @@ FAMILIES: dict[str, Family] = {family.name: family for family in (*avt.FAMILIES,
 __all__ = ["BACKBONES", "FAMILIES", "NATIVE", "Blueprint", "Family", "family_of", "lora_modules"]
 
 
-def lora_modules(folder: Path) -> dict[str, str | None]:
+def lora_modules(folder: Path) -> dict[str, Any]:
     """PEFT's `target_modules` and `exclude_modules` for a model folder: the linears of its language model that take an
     adapter, and nothing else."""
     family = family_of(json.loads((folder / "config.json").read_text()))
