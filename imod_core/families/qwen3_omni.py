@@ -91,7 +91,12 @@ def _thinker(ids: Ids, rows: int) -> dict[str, Any]:
         },
         "user_token_id": ids["user"],
         "video_token_id": ids["<|video_pad|>"],
-        "vision_config": {**qwen3_vl.VISION, "image_size": 256, "model_type": "qwen3_omni_moe_vision_encoder"},
+        "vision_config": {
+            **qwen3_vl.VISION,
+            "apply_vit_abs_pos_embed": True,
+            "image_size": 256,
+            "model_type": "qwen3_omni_moe_vision_encoder",
+        },
         "vision_end_token_id": ids["<|vision_end|>"],
         "vision_start_token_id": ids["<|vision_start|>"],
     }
