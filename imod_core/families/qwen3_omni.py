@@ -94,7 +94,7 @@ def _thinker(ids: Ids, rows: int) -> dict[str, Any]:
         "vision_config": {
             **qwen3_vl.VISION,
             "apply_vit_abs_pos_embed": True,
-            "image_size": 256,
+            "image_size": 128,
             "model_type": "qwen3_omni_moe_vision_encoder",
         },
         "vision_end_token_id": ids["<|vision_end|>"],
