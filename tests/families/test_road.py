@@ -120,6 +120,6 @@ def test_an_adapter_of_the_thinker_gets_the_names_by_which_vllm_finds_it(shrunke
     served = adapter_for_vllm(tmp_path / "adapter", config, tmp_path / "served")
     before, after = (load_file(folder / "adapter_model.safetensors") for folder in (tmp_path / "adapter", served))
     assert all(name.startswith("base_model.model.thinker.model.layers.") for name in after)
-    assert [v.sum() for v in before.values()] == pytest.approx([v.sum() for v in after.values()])
+    assert sorted(v.sum().item() for v in before.values()) == sorted(v.sum().item() for v in after.values())
     other = road[0].folder / "adapter"
     assert adapter_for_vllm(other, read_config(road[0].folder / "base"), tmp_path / "none") == other
