@@ -195,6 +195,8 @@ TOKENIZER = {
     "unk_token": "<unk>",
 }
 
+_ON_CPU = "not on a CPU: vLLM 0.32's kernel for linears refuses the audio tower's transposed input"
+
 FAMILY = Family(
     name="gemma4",
     title="Gemma 4",
@@ -202,6 +204,7 @@ FAMILY = Family(
     trains="Gemma4ForConditionalGeneration",
     serves="Gemma4ForConditionalGeneration",
     sound_of_video="beside",
+    reasons={"vllm": _ON_CPU, "vllm:lora": _ON_CPU},
     blueprint=Blueprint(
         trainer="gemma",
         specials=SPECIALS,

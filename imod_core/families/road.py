@@ -79,7 +79,7 @@ class Road:
         return json.loads(path.read_text()) if path.is_file() else {}
 
     def _is_offered(self, step: str) -> bool:
-        return self.family.graphs if step == "onnx" else True
+        return step not in self.family.reasons and (self.family.graphs or step != "onnx")
 
     def _take(self, step: str) -> str | None:
         """Why it failed, if it did."""
