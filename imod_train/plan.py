@@ -35,7 +35,6 @@ the smol base: what the steps added to the resident memory was 1.17 of the live 
 SIDE = 2048
 """Of the square matrices that are multiplied to time the machine."""
 SECONDS = 0.5
-MIB = 1 << 20
 
 
 @dataclass(frozen=True)
