@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from transformers import AutoProcessor
 
 from imod_core.console import console
@@ -33,13 +32,9 @@ SPARE = 1.05
 HEAP_SPARE = 0.4
 """Of the small blocks on a CPU: the heap's gaps, which grow over the first steps. Measured on the embedded scenes with
 the smol base: what the steps added to the resident memory was 1.17 of the live tensors after one, 1.4 after two."""
-ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8}
-SAFETENSORS = {"bfloat16": "BF16", "float32": "F32"}
-"""safetensors' names of the precisions."""
 SIDE = 2048
 """Of the square matrices that are multiplied to time the machine."""
 SECONDS = 0.5
-MIB = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -72,7 +67,7 @@ class Plan:
     program: int
     """Bytes that the program takes beside any tensor: CUDA's context, or on a CPU Python with its libraries."""
     mapped: int
-    """Bytes of the weight files that are resident beside the weights made of them; 0 on a GPU."""
+    """Bytes of the weight files, which stay resident beside the weights read from them; 0 on a GPU."""
     stages: tuple[StagePlan, ...]
     rate: float | None
     """FLOP a second of plain matrix products here, where the plan is for this device."""
@@ -120,7 +115,7 @@ def make_plan(recipe: Recipe, device: str | None = None) -> Plan:
     config = core_config(folder)
     processor = AutoProcessor.from_pretrained(folder)
     stages = tuple(_stage(recipe, stage, config, processor, device) for stage in recipe.stages)
-    mapped = _mapped_bytes(folder, recipe) if device == "cpu" else 0
+    mapped = sum(path.stat().st_size for path in folder.glob("*.safetensors")) if device == "cpu" else 0
     rate = _rate(getattr(torch, recipe.precision), device) if device == here else None
     return Plan(device, program, mapped, stages, rate)
 
@@ -196,20 +191,6 @@ def _stage_lines(plan: Plan, stage: StagePlan) -> Iterator[str]:
     for name, count in plan.memory(stage).items():
         yield f"  {name:<15}{count / 1e6:>12,.0f} MB"
     yield f"  {'together':<15}{sum(plan.memory(stage).values()) / 1e6:>12,.0f} MB"
-
-
-def _mapped_bytes(folder: Path, recipe: Recipe) -> int:
-    """Of a folder's tensors, by their headers, those that lie on disk in another dtype than they are trained in: files
-    are mapped, and what need not be converted is used where it lies."""
-    kept = None if recipe.base_quantization else SAFETENSORS[recipe.precision]
-    total = 0
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            slices = [file.get_slice(name) for name in file.keys()]  # noqa: SIM118
-        total += sum(
-            math.prod(s.get_shape()) * ITEM_BYTES.get(s.get_dtype(), 4) for s in slices if s.get_dtype() != kept
-        )
-    return total
 
 
 def _rate(dtype: torch.dtype, device: str) -> float:
