@@ -13,14 +13,17 @@ NATIVE = tuple(module.FAMILY for module in (qwen2_5_vl, qwen3_vl, qwen2_5_omni, 
 FAMILIES: dict[str, Family] = {family.name: family for family in (*avt.FAMILIES, *NATIVE)}
 """By name, in the order of the table."""
 
-__all__ = ["BACKBONES", "FAMILIES", "NATIVE", "Blueprint", "Family", "family_of", "linears_of"]
+__all__ = ["BACKBONES", "FAMILIES", "NATIVE", "Blueprint", "Family", "family_of", "lora_modules"]
 
 
-def linears_of(folder: Path) -> str:
-    """PEFT's `target_modules` for a model folder: the linears of its language model that take an adapter."""
-    config = json.loads((folder / "config.json").read_text())
-    family = family_of(config)
-    return family.linears if family else LANGUAGE_LINEARS
+def lora_modules(folder: Path) -> dict[str, Any]:
+    """PEFT's `target_modules` and `exclude_modules` for a model folder: the linears of its language model that take an
+    adapter, and nothing else."""
+    family = family_of(json.loads((folder / "config.json").read_text()))
+    return {
+        "target_modules": family.linears if family else LANGUAGE_LINEARS,
+        "exclude_modules": family.exclude if family else None,
+    }
 
 
 def family_of(config: Mapping[str, Any]) -> Family | None:

@@ -66,6 +66,8 @@ class Family:
     """Part of config.json that belongs to `trains`, where that is not all of it."""
     linears: str = LANGUAGE_LINEARS
     """PEFT's `target_modules`: the linears of the language model that take an adapter."""
+    exclude: str | None = None
+    """PEFT's `exclude_modules`, where PEFT takes `linears` by the last part of its names alone."""
     left_alone: tuple[str, ...] = ()
     """Beginnings of tensor names in the hub's checkpoint that belong to other models, kept byte for byte."""
     vllm_owner: str | None = None

@@ -49,6 +49,7 @@ TEXT = {
 VISION = {
     "attention_bias": False,
     "attention_dropout": 0.0,
+    "default_output_length": 70,
     "dtype": "float32",
     "head_dim": 16,
     "hidden_activation": "gelu_pytorch_tanh",

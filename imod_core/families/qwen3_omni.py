@@ -91,7 +91,12 @@ def _thinker(ids: Ids, rows: int) -> dict[str, Any]:
         },
         "user_token_id": ids["user"],
         "video_token_id": ids["<|video_pad|>"],
-        "vision_config": {**qwen3_vl.VISION, "image_size": 256, "model_type": "qwen3_omni_moe_vision_encoder"},
+        "vision_config": {
+            **qwen3_vl.VISION,
+            "apply_vit_abs_pos_embed": True,
+            "image_size": 256,
+            "model_type": "qwen3_omni_moe_vision_encoder",
+        },
         "vision_end_token_id": ids["<|vision_end|>"],
         "vision_start_token_id": ids["<|vision_start|>"],
     }
@@ -175,6 +180,8 @@ FAMILY = Family(
     serves="Qwen3OmniMoeThinkerForConditionalGeneration",
     core="thinker_config",
     linears=ATTENTION_LINEARS,
+    # PEFT makes bare names of a pattern for models whose experts transformers stacks, and would adapt the ears too.
+    exclude=rf"(?!(?:{ATTENTION_LINEARS})$).*",
     left_alone=("talker.", "code2wav."),
     sound_of_video="interleaved",
     blueprint=Blueprint(

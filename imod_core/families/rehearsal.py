@@ -21,14 +21,13 @@ def rehearse(base: Path, out: Path) -> dict[str, Any]:
     import torch
     from peft import LoraConfig, PeftModel, get_peft_model
 
-    from imod_core.families import linears_of
+    from imod_core.families import lora_modules
     from imod_export.subject import load_model
     from imod_train import ImodConfig, attach
 
     torch.manual_seed(0)
     lora = LoraConfig(
-        r=RANK, lora_alpha=2 * RANK, target_modules=linears_of(base), task_type="CAUSAL_LM",
-        base_model_name_or_path=str(base),
+        r=RANK, lora_alpha=2 * RANK, task_type="CAUSAL_LM", base_model_name_or_path=str(base), **lora_modules(base),
     )  # fmt: skip
     model = get_peft_model(load_model(base, "float32", "float32"), lora)
     handle = attach(model, ImodConfig())

@@ -122,7 +122,7 @@ def _doctor(found: dict[str, Any]) -> str:
 
 
 def _onnx(found: dict[str, Any]) -> str:
-    full = [p for p in found["onnx"]["probes"] if p["variant"] == "fp32"]
+    full = [p for p in found["onnx"]["probes"] if p["arithmetic"] == "fp32"]
     return _error(max(p["distance"]["max_abs"] for p in full))
 
 

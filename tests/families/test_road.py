@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 
 from imod_core.errors import InputError
-from imod_core.families import FAMILIES, linears_of
+from imod_core.families import FAMILIES, lora_modules
 from imod_core.families.rehearsal import rehearse
 from imod_core.families.road import Road
 from imod_core.families.served import adapter_for_vllm
@@ -97,8 +97,13 @@ def test_a_thinkers_adapter_leaves_the_rest_of_qwen2_5_omni_alone(shrunken, tmp_
         assert (out / name).read_bytes() == (base / name).read_bytes()
 
 
-def test_a_family_says_where_its_language_model_sits(shrunken):
-    assert linears_of(shrunken("qwen3-omni")) == FAMILIES["qwen3-omni"].linears != FAMILIES["qwen2.5-omni"].linears
+def test_ears_keep_their_own_weights_where_peft_forgets_the_pattern(road):
+    """PEFT takes the pattern for a mixture of experts by its last names; the family's second pattern mends it."""
+    base = road[0].folder / "base"
+    for options, ears in (({"exclude_modules": None}, True), ({}, False)):
+        settings = peft.LoraConfig(r=2, **{**lora_modules(base), **options})
+        model = peft.get_peft_model(load_model(base, "float32", "float32"), settings)
+        assert any("audio_tower" in name for name, _ in model.named_modules() if name.endswith("lora_A")) == ears
 
 
 @pytest.mark.parametrize("adapters", [(), ((None, 0.5),), ((None, 1.0), (None, 1.0))])
@@ -108,7 +113,7 @@ def test_vllm_unmerged_serves_one_whole_adapter(tmp_path, adapters):
 
 
 def test_an_adapter_of_the_thinker_gets_the_names_by_which_vllm_finds_it(shrunken, road, tmp_path):
-    settings = peft.LoraConfig(r=2, target_modules=linears_of(shrunken("qwen2.5-omni")))
+    settings = peft.LoraConfig(r=2, **lora_modules(shrunken("qwen2.5-omni")))
     model = peft.get_peft_model(load_model(shrunken("qwen2.5-omni"), "float32", "float32"), settings)
     model.save_pretrained(tmp_path / "adapter")
     config = read_config(shrunken("qwen2.5-omni"))
