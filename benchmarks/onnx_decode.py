@@ -4,8 +4,9 @@
 
 MODEL is a model folder, its graphs lie in DIR, by default MODEL/onnx, with whatever forms are there; without MODEL a
 small random AVT is built and exported. Everything generates the same number of tokens after the same prompt of text.
-Where onnxruntime-genai is installed, its own decoder is built from the same LLM, in float32 and 4 bits, and runs too.
-The ratios say more than the seconds, which belong to the machine.
+`weights alone` multiplies a vector with as many float32 numbers as the decoder has, once a token: what memory allows
+any float32 decoder. Where onnxruntime-genai is installed, its own decoder is built from the same LLM, in float32 and 4
+bits, and runs too. The ratios say more than the seconds, which belong to the machine.
 """
 
 import argparse
@@ -26,12 +27,12 @@ import numpy as np
 import torch
 
 from imod_export.onnx.export import export_onnx
-from imod_export.onnx.layout import COMPONENTS, file_name, variants_in
+from imod_export.onnx.layout import COMPONENTS, DECODER, FULL, file_name, variants_in
 from imod_export.onnx.prompt import Prompt
 from imod_export.onnx.runtime import OnnxModel
 from imod_export.subject import load_model
 
-EAGER = "transformers"
+EAGER, BOUND = "transformers", "weights alone"
 GENAI = {"genai fp32": "fp32", "genai q4": "int4"}
 """onnxruntime-genai's precisions."""
 Run = Callable[[], None]
@@ -61,6 +62,18 @@ def onnx_run(folder: Path, variant: str, ids: list[int], tokens: int, threads: i
     model = OnnxModel(folder, variant, threads)
     prompt, stops = Prompt(ids, np.arange(len(ids)), len(ids)), sorted(model.stops)
     return lambda: _check(len(model.greedy(prompt, tokens, stops)), tokens)
+
+
+def bound_run(nbytes: float, tokens: int) -> Run:
+    """One product of a vector with a float32 matrix of `nbytes` for each token."""
+    columns = 1024
+    matrix, vector = torch.ones(max(1, int(nbytes) // (4 * columns)), columns), torch.ones(columns)
+
+    def run() -> None:
+        for _ in range(tokens):
+            matrix.mv(vector)
+
+    return run
 
 
 def genai_run(folder: Path, ids: list[int], tokens: int) -> Run:
@@ -126,6 +139,8 @@ def measure(model: Path, onnx: Path, options: argparse.Namespace, scratch: Path)
     ids = np.random.default_rng(0).integers(20, 300, options.prompt).tolist()
     runs: dict[str, Run] = {EAGER: transformers_run(model, ids, options.tokens)}
     megabytes = {EAGER: sum(path.stat().st_size for path in model.glob("*.safetensors")) / 1e6}
+    megabytes[BOUND] = _size(onnx / file_name(DECODER, FULL))
+    runs[BOUND] = bound_run(megabytes[BOUND] * 1e6, options.tokens)
     for variant in variants_in(onnx):
         runs[f"onnx {variant}"] = onnx_run(onnx, variant, ids, options.tokens, options.threads)
         megabytes[f"onnx {variant}"] = sum(_size(onnx / file_name(name, variant)) for name in COMPONENTS)

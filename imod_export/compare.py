@@ -59,6 +59,19 @@ def distance(z: torch.Tensor, y: torch.Tensor, tolerance: Tolerance, ids: torch.
     )
 
 
+def turned_alike(z: torch.Tensor, z_other: torch.Tensor, y: torch.Tensor, y_other: torch.Tensor) -> float:
+    """Cosine between what other media change in the reference's logits, `z_other - z`, and in the other's, `y_other -
+    y`; 0 where either changes nothing. All `(K, V)`, centred at each position.
+
+    Weights of few bits move `y` and `y_other` alike, so that their noise is not in the difference: it tells whether
+    media reach a model even where they change less than its weights' rounding does.
+    """
+    turn, found = ((b - a).double() for a, b in ((z, z_other), (y, y_other)))
+    turn, found = (change - change.mean(-1, keepdim=True) for change in (turn, found))
+    norm = turn.norm() * found.norm()
+    return float((turn * found).sum() / norm) if norm > 0 else 0.0
+
+
 def faults_of(found: Distance, tolerance: Tolerance) -> Iterator[str]:
     """What of a distance is more than `tolerance` allows, a few words each."""
     if found.relative > tolerance.relative:

@@ -15,14 +15,14 @@ import torch
 from imod_core.console import console, track
 from imod_core.errors import InputError
 from imod_export.attached import attach_adapters, scaled
-from imod_export.compare import common_prefix, distance, faults_of, same_greedy
+from imod_export.compare import Distance, common_prefix, distance, faults_of, same_greedy, turned_alike
 from imod_export.controls import Variants, scale_controls, told_by_layers, without_sound
 from imod_export.layers import LayerError, Trace, compare_layers, trace
 from imod_export.links import Link, Question, Reply, Unmerged, make_link
 from imod_export.probes import FRAMES, Probe, default_probes, read_probes
 from imod_export.results import Control, ProbeResult, Report
 from imod_export.subject import Subject, load_model, load_processor, modalities, release_memory, sampling, weaves
-from imod_export.tolerances import ARITHMETIC, EFFECT_SHARE, ROUNDING, STOCHASTIC, Tolerance
+from imod_export.tolerances import ARITHMETIC, EFFECT_SHARE, ROUNDING, STOCHASTIC, TURNED_ALIKE, Tolerance
 
 MERGED = "attached ↔ merged"
 
@@ -173,7 +173,7 @@ def ask_merged(
             results.append(_against_attached(probe, reference, reply, tolerance, arithmetic))
         if arithmetic == "float32":
             effect = results[-1] if reference else None
-            controls += _media_controls(subject, probe, forced, logits)
+            controls += _media_controls(subject, probe, said)
             if reference and reference.variants and effect:
                 controls.append(_base_control(probe, reference.variants.base, logits, effect))
     return results, controls, said
@@ -236,9 +236,21 @@ def ask_link(
     for probe, kind, other in swapped:
         reference, reply = references[probe.name], replies[other.name]
         found = distance(aligned(reference, reply), reply.logits, link.tolerance, reply.support)
-        told = found.relative > link.tolerance.relative
+        told = _notices(reference, references[other.name], replies[probe.name], reply, found, link.tolerance)
         controls.append(Control(f"other {kind}", name, probe.name, found, told, "logits"))
     return results, controls
+
+
+def _notices(
+    own: _Reference, other: _Reference, reply: Reply, reply_other: Reply, found: Distance, tolerance: Tolerance
+) -> bool:
+    """Whether other media change a link's logits as they change the reference's; where it tells only its best tokens,
+    whether they change more than rounding does."""
+    if reply.support is not None:
+        return found.relative > tolerance.relative
+    z, z_other = aligned(own, reply), aligned(other, reply_other)
+    same_rows = len(z) == len(z_other) == len(reply.logits) == len(reply_other.logits) > 0
+    return same_rows and turned_alike(z, z_other, reply.logits, reply_other.logits) > TURNED_ALIKE
 
 
 def _question(probe: Probe, reference: _Reference) -> Question:
@@ -253,14 +265,17 @@ def _base_control(probe: Probe, base: torch.Tensor, logits: torch.Tensor, result
     return Control("base against merged", MERGED, probe.name, found, told, "logits")
 
 
-def _media_controls(subject: Subject, probe: Probe, answer: list[int], logits: torch.Tensor) -> Iterator[Control]:
-    """The merged model against itself on other media, and without the sound."""
-    limit = ARITHMETIC["float32"]
+def _media_controls(subject: Subject, probe: Probe, said: dict[str, _Reference]) -> Iterator[Control]:
+    """The merged model against itself on other media, and without the sound; what it says then joins `said`."""
+    limit, own = ARITHMETIC["float32"], said[probe.name]
     others = {f"other {kind}": probe.swapped(kind) for kind in probe.media}
     if "audio" in probe.media:
         others["sound dropped"] = without_sound(probe)
     for name, other in others.items():
-        found = distance(*_common_end(logits, subject.logits(subject.prompt(other), answer)), limit)
+        prompt = subject.prompt(other)
+        logits = subject.logits(prompt, own.answer)
+        said[other.name] = replace(own, ids=prompt.ids, text=prompt.text, logits=logits)
+        found = distance(*_common_end(own.logits, logits), limit)
         yield Control(name, "merged", probe.name, found, found.relative > limit.relative, "logits")
 
 

@@ -62,6 +62,10 @@ EFFECT_SHARE = 0.5
 """The merge may miss the adapter by at most this share of what the adapter does to the logits: at 1 it is as far away
 as the base. It sees a wrong scale where an adapter's whole effect lies below a dtype's tolerance."""
 
+TURNED_ALIKE = 0.25
+"""Least cosine between what other media change in the merged model's logits and in another form's: 0 where they do not
+reach it, 1 in float32, and seen from 0.39 up where 4 bits changed nearly all else."""
+
 TRANSFER = {"float32": 1e-3, "bfloat16": 0.25, "float16": 0.05}
 """How far from 1 the part of a layer's update may be that its merged weight shows; seen 5e-6, 0.10 and 5e-3. Rounding
 to bfloat16 swallows updates below half a unit in the last place; where a quarter is gone, float32 is the answer."""

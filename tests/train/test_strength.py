@@ -19,7 +19,7 @@ def test_a_setting_becomes_a_row_and_is_not_measured_twice(recipe, trained, scen
     assert done.returncode == 0, done.stderr
     (row,) = json.loads((tmp_path / "table.json").read_text())
     assert 0 <= row["accuracy as_is"] <= 1
-    assert row["injected_over_task"] > 0
+    assert row["loss"] > 0
     (run,) = (path for path in tmp_path.iterdir() if path.is_dir())
     assert "reduction: energy" in (run / "recipe.yaml").read_text()
     steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
