@@ -30,7 +30,7 @@ import psutil
 
 from imod_core.console import console, track
 from imod_serve.launcher import Server
-from imod_serve.messages import question_messages
+from imod_serve.messages import content_parts
 from imod_serve.vllm_main import name_cpu_build
 
 SIDES = ("base", "merged", "lora")
@@ -131,7 +131,7 @@ def requests_of(kind: str, count: int, tokens: int, words: int, seed: str) -> li
     for _ in range(count):
         media = {tag: [make(chance)] if tag in KINDS[kind] else [] for tag, make in MEDIA.items()}
         content = KINDS[kind] + " ".join(chance.choices(WORDS, k=words))
-        messages = question_messages(content, media)
+        messages = [{"role": "user", "content": content_parts(content, media)}]
         requests.append(SampleRequest(prompt="", prompt_len=0, expected_output_len=tokens, chat_messages=messages))
     return requests
 
