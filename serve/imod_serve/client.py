@@ -60,9 +60,10 @@ class Client:
 
     @cached_property
     def models(self) -> dict[str, str]:
-        """Who owns each model that the server lists, by the model's name."""
+        """Who owns each model that the server lists, by the model's name; vLLM's adapters before their base."""
         with self._explained():
-            return {model.id: model.owned_by for model in self._openai.models.list()}
+            listed = sorted(self._openai.models.list(), key=lambda model: not getattr(model, "parent", None))
+        return {model.id: model.owned_by for model in listed}
 
     @property
     def model(self) -> str:
