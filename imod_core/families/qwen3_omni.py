@@ -184,6 +184,7 @@ FAMILY = Family(
     exclude=rf"(?!(?:{ATTENTION_LINEARS})$).*",
     left_alone=("talker.", "code2wav."),
     sound_of_video="interleaved",
+    reasons={"vllm:lora": "not on a CPU: vLLM 0.32's LoRA beside experts is a Triton kernel"},
     blueprint=Blueprint(
         trainer="byte_level",
         specials=SPECIALS,
