@@ -48,7 +48,9 @@ class SampleEncoder:
         self.rate = getattr(sounds, "sampling_rate", None) or SAMPLE_RATE
         self.sampling = _sampling(processor, media)
         self.options = _pixel_limits(processor, media)
-        self.weaves = TRACK in type(processor).valid_processor_kwargs._defaults.get("videos_kwargs", {})
+        self.weaves = media.weave_sound
+        if self.weaves and TRACK not in type(processor).valid_processor_kwargs._defaults.get("videos_kwargs", {}):
+            raise InputError("The recipe's 'media.weave_sound' is true, and this model has no such option: remove it.")
 
     def __call__(self, sample: Sample) -> dict[str, torch.Tensor]:
         """`input_ids`, `labels`, `attention_mask` (1, L) and what the processor makes of the media.
@@ -97,7 +99,7 @@ class SampleEncoder:
         return found[:, 0]
 
     def is_woven(self, sample: Sample) -> bool:
-        """Whether the sample's videos bring their own sound, in a model that weaves it between the frames."""
+        """Whether the sample's videos bring their own sound, and it is woven between the frames."""
         return self._woven(sample, sample.messages)[1] > 0
 
     def _woven(self, sample: Sample, messages: Sequence[Message]) -> tuple[Sequence[Message], int]:

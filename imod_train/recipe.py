@@ -66,6 +66,9 @@ class MediaSettings:
     """Most pixels of a picture, beyond which it is scaled down; the processor's own limit if not given."""
     video_pixels: int | None = None
     """Most pixels of a video frame."""
+    weave_sound: bool = False
+    """Put a video's own sound between its frames (`use_audio_in_video` of Qwen's omni models) in place of after them,
+    where `imod ask`, the demo and the ONNX graphs put it. A server then has to be asked with the same option."""
 
     def __post_init__(self) -> None:
         for name in ("video_frames", "image_pixels", "video_pixels"):

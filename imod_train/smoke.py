@@ -127,7 +127,12 @@ def _small_stage(stage: Stage, out: Path) -> Stage:
 
 def _small_media(media: MediaSettings) -> MediaSettings:
     """Limits where the recipe sets some."""
-    return MediaSettings(FRAMES, media.image_pixels and PIXELS, media.video_pixels and PIXELS)
+    return replace(
+        media,
+        video_frames=FRAMES,
+        image_pixels=media.image_pixels and PIXELS,
+        video_pixels=media.video_pixels and PIXELS,
+    )
 
 
 def _train(recipe: Path, run: Path) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from imod_core.artifacts import write_json
 from imod_core.errors import InputError, MissingFileError
+from imod_core.families.served import adapter_for_vllm
 
 if TYPE_CHECKING:
     from imod_export.adapter import Adapter
@@ -64,7 +65,7 @@ def prepare_adapter(sources: "Sources", work: Path) -> ServedAdapter:
     """
     from imod_export.adapter import read_adapter
     from imod_export.plan import make_plan
-    from imod_export.tensors import read_checkpoint
+    from imod_export.tensors import read_checkpoint, read_json
 
     adapter = read_adapter(sources.adapters[0].adapter)
     plan = make_plan(read_checkpoint(sources.base), adapter)
@@ -76,11 +77,13 @@ def prepare_adapter(sources: "Sources", work: Path) -> ServedAdapter:
     if rank > RANKS[-1]:
         raise InputError(f"{adapter.folder} has rank {rank}: vLLM serves up to {RANKS[-1]} unmerged, merge it.")
     max_rank = next(known for known in RANKS if known >= rank)
-    if not adapter.saved:
-        return ServedAdapter(sources.base.resolve(), adapter.folder.resolve(), max_rank)
-    _write_base(plan, work / "base")
-    _write_pairs(adapter, work / "adapter")
-    return ServedAdapter(work / "base", work / "adapter", max_rank)
+    base, folder = sources.base.resolve(), adapter.folder.resolve()
+    if adapter.saved:
+        base, folder = work / "base", work / "adapter"
+        _write_base(plan, base)
+        _write_pairs(adapter, folder)
+    named = adapter_for_vllm(folder, read_json(base / "config.json"), work / "named")
+    return ServedAdapter(base, named, max_rank)
 
 
 def _write_base(plan: "MergePlan", view: Path) -> None:

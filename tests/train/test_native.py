@@ -111,9 +111,12 @@ def test_padding_and_neighbours_change_nothing(loaded, questions, name: str) -> 
 
 
 def test_a_videos_own_sound_is_woven_in_as_transformers_does(loaded, questions) -> None:
-    model, encoder = loaded[OMNI]
-    dataset = NativeDataset(questions[OMNI], encoder)
-    item = dataset[2]
+    model, beside = loaded[OMNI]
+    encoder = SampleEncoder(beside.processor, MediaSettings(**MEDIA, weave_sound=True), model)
+    item = NativeDataset(questions[OMNI], encoder)[2]
+    assert "<|audio_bos|><|VIDEO|>" not in encoder.processor.tokenizer.decode(
+        beside(questions[OMNI][2])["input_ids"][0]
+    )
     tokenizer = encoder.processor.tokenizer
     text = tokenizer.decode(item["input_ids"][0])
     assert "<|vision_bos|><|audio_bos|><|VIDEO|>" in text
