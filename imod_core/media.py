@@ -107,8 +107,9 @@ def read_video(source: Source, choose: Callable[[int, float], list[int]]) -> Cli
         if not container.streams.video:
             raise InputError(f"{name} has no picture stream: expected a video.")
         stream = container.streams.video[0]
+        codec = _codec(name, stream)
         stream.thread_type = "AUTO"
-        _check_pixels(name, stream.codec_context.width, stream.codec_context.height)
+        _check_pixels(name, codec.width, codec.height)
         _check_seconds(name, _seconds(container, stream))
         total = stream.frames or _count_frames(container, stream)
         fps = float(stream.average_rate or stream.guessed_rate or UNKNOWN_FPS)
@@ -203,10 +204,17 @@ def _read_sound_track(name: str, file: Any) -> tuple[NDArray[np.float32], int]:
             raise InputError(f"{name} has no sound stream: expected a sound, or a video with sound.")
         stream = container.streams.audio[0]
         _check_seconds(name, _seconds(container, stream))
-        rate = stream.codec_context.sample_rate
+        rate = _codec(name, stream).sample_rate
         samples = _decode_sound(name, container, stream, rate)
         _check_whole(name, samples.shape[0], int(float(stream.duration or 0) * float(stream.time_base or 0) * rate))
     return samples, rate
+
+
+def _codec(name: str, stream: Any) -> Any:
+    """A stream's codec context, which FFmpeg has for encodings that it knows."""
+    if stream.codec_context is None:
+        raise InputError(f"{name} is in an encoding that FFmpeg does not know: convert it.")
+    return stream.codec_context
 
 
 def _decode_sound(name: str, container: Any, stream: Any, rate: int) -> NDArray[np.float32]:

@@ -237,6 +237,17 @@ def test_a_cut_video_is_refused(index_first: bool, tmp_path: Path) -> None:
         load(whole)
 
 
+def test_an_encoding_that_nobody_knows_is_refused(tmp_path: Path) -> None:
+    data = write_video(tmp_path / "a.mp4").read_bytes()
+    foreign = data
+    for known in (b"avc1", b"avcC", b"mp4a", b"esds"):
+        foreign = foreign.replace(known, b"zzzz")
+    for load in (lambda file: load_video(file, 2), load_audio):
+        load(data)
+        with pytest.raises(InputError, match="encoding"):
+            load(foreign)
+
+
 def test_no_frames_cannot_be_asked_for(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="num_frames is 0"):
         load_video(write_video(tmp_path / "a.mp4"), 0)
