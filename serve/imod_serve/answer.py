@@ -1,8 +1,9 @@
 """What comes back for a question: an answer, whole or piece by piece."""
 
+import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -45,7 +46,7 @@ class Stream:
             self._chunks = send()
         self._pieces = self._read(self._chunks)
         self._answer: Answer | None = None
-        self._closed = False
+        self._closed = self._ended = False
 
     def __iter__(self) -> Iterator[str]:
         return self._pieces
@@ -56,9 +57,19 @@ class Stream:
         return self._answer or Answer("", 0, 0)
 
     def close(self) -> None:
-        """End the request; the server stops generating."""
+        """End the request, from any thread; the server stops generating."""
         self._closed = True
+        if not self._ended:
+            self._hang_up()
         self._chunks.close()
+
+    def _hang_up(self) -> None:
+        """Shut the socket: closing it alone does not wake a thread that reads from it, and till then tells no server."""
+        network = self._chunks.response.extensions.get("network_stream")
+        connection = network.get_extra_info("socket") if network else None
+        if connection is not None:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     def __enter__(self) -> "Stream":
         return self
@@ -67,6 +78,15 @@ class Stream:
         self.close()
 
     def _read(self, chunks: Iterable[Any]) -> Iterator[str]:
+        try:
+            yield from self._pieces_of(chunks)
+        except ImodError:
+            if not self._closed:
+                raise
+        finally:
+            self._ended = True
+
+    def _pieces_of(self, chunks: Iterable[Any]) -> Iterator[str]:
         text, tokens, first, usage, ids, finished = "", 0, None, None, None, False
         with self._explained():
             for chunk in chunks:

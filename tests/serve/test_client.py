@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -43,6 +44,10 @@ class Plain(BaseHTTPRequestHandler):
         self.end_headers()
         for piece, reason in (("le", None), ("ft", "stop")):
             if reason and self.server.mood == "breaks off":
+                return
+            if reason and self.server.mood == "falls silent":
+                self.server.left = self.connection.recv(1) == b""
+                self.server.released.set()
                 return
             choice = {"index": 0, "delta": {"content": piece}, "finish_reason": reason}
             self.wfile.write(f"data: {json.dumps({'choices': [choice]})}\n\n".encode())
@@ -91,6 +96,24 @@ def test_an_answer_that_is_broken_off_is_no_answer(plain):
     with Client(plain.url).stream(TURNS) as stream, pytest.raises(ImodError, match="broke off"):
         list(stream)
     assert stream.answer.text == "le"
+
+
+def test_a_stream_closed_by_another_thread_hangs_up_while_it_waits(plain):
+    """The reader waits for a piece that does not come, as a page's thread does when Stop is pressed."""
+    plain.mood = "falls silent"
+    stream = Client(plain.url).stream(TURNS)
+    pieces = []
+    reader = threading.Thread(target=lambda: pieces.extend(stream))
+    reader.start()
+    until = time.monotonic() + 10
+    while not pieces and time.monotonic() < until:
+        time.sleep(0.05)
+    stream.close()
+    assert plain.released.wait(10)
+    assert plain.left
+    reader.join(10)
+    assert not reader.is_alive()
+    assert pieces == ["le"]
 
 
 def test_a_busy_server_is_asked_again_and_not_for_ever(plain):
