@@ -64,7 +64,7 @@ class Stream:
         self._chunks.close()
 
     def _hang_up(self) -> None:
-        """Shut the socket: closing it alone does not wake a thread that reads from it, and till then tells no server."""
+        """Shut the socket: closing it alone wakes no thread that reads from it, and till then tells no server."""
         network = self._chunks.response.extensions.get("network_stream")
         connection = network.get_extra_info("socket") if network else None
         if connection is not None:
