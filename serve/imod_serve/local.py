@@ -23,6 +23,7 @@ class LocalModel:
         import torch
         from transformers import AutoProcessor
 
+        import imod_core.avt  # noqa: F401  (registers AVT with the Auto classes)
         from imod_core.families.load import mend, trained_class
         from imod_core.positions import mend_video_positions
 
