@@ -26,7 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "ask": ("imod_serve.cli:ask", "Ask a server or a folder about a picture, a sound or a clip."),
     "demo": ("imod_demo.cli:demo", "Open a page that asks about pictures, sounds and clips."),
     "eval": ("imod_eval.cli:evaluate", "Predict on a sample file and score the answers."),
-    "families": ("imod_core.families.table:families", "Every model family down the whole road, on shrunken models."),
+    "families": ("imod_eval.families.table:families", "Every model family down the whole road, on shrunken models."),
 }
 
 EXTRA_OF = {

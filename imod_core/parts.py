@@ -20,6 +20,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import IO
 
@@ -195,7 +196,9 @@ def _download(part: Part, folder: Path) -> Path:
 
 
 def _pip(part: Part, folder: Path) -> list[str]:
-    if importlib.util.find_spec("pip") is None:
+    # Not importlib.util.find_spec: setuptools takes the question for an import of pip, leaves distutils to Python
+    # from then on, and its own import fails in this process, and with it vLLM's.
+    if PathFinder.find_spec("pip") is None:
         raise InputError(f"{part.name} has to be fetched with pip and this Python has none: run python -m ensurepip.")
     pinned = f"{part.name}=={part.version}"
     options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--quiet"]

@@ -16,7 +16,6 @@ from imod_core.console import console
 from imod_core.errors import InputError, MissingFileError
 from imod_core.families.load import mend, trained_class
 from imod_core.media import SAMPLE_RATE
-from imod_core.positions import mend_video_positions
 from imod_core.sampling import FrameSampling, video_arguments
 from imod_export.probes import FRAMES, Probe
 from imod_export.tensors import read_json
@@ -159,7 +158,6 @@ def load_model(folder: Path, stored: str, arithmetic: str) -> Any:
     Raises:
         InputError: transformers does not load it.
     """
-    mend_video_positions()
     if not console.is_terminal:
         logging.disable_progress_bar()
     try:

@@ -20,7 +20,6 @@ from imod_core.errors import InputError, MissingExtraError
 from imod_core.families.load import mend, trained_class
 from imod_core.hub import model_folder
 from imod_core.modality import media_token_ids
-from imod_core.positions import mend_video_positions
 from imod_train.recipe import Recipe
 
 ATTENTION_ON_CPU = "eager"
@@ -38,7 +37,6 @@ def load_base(recipe: Recipe) -> tuple[PreTrainedModel, Any]:
     folder = model_folder(recipe.base, "base")
     try:
         config = core_config(folder)
-        mend_video_positions()
         model = _load(folder, config, recipe)
         processor = AutoProcessor.from_pretrained(folder)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:

@@ -1,5 +1,6 @@
 """Training items, made when they are first asked for and kept while there is room."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ KEPT_BYTES = 512 << 20
 """Items kept in memory; beyond that they are made each time."""
 
 
-class KeptItems(Dataset):
+class KeptItems(Dataset, ABC):
     """One item a row, made by `_make`; at most `KEPT_BYTES` of them stay in memory, those that came first."""
 
     def __init__(self, rows: Sequence[Any]):
@@ -31,8 +32,9 @@ class KeptItems(Dataset):
             self._kept[index] = item
         return self._kept[index]
 
+    @abstractmethod
     def _make(self, index: int) -> dict[str, Any]:
-        raise NotImplementedError
+        """The item of a row."""
 
 
 def nbytes(item: dict[str, Any]) -> int:

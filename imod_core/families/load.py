@@ -26,8 +26,10 @@ def trained_class(folder: Path) -> tuple[Any, Any]:
 
 def mend(model: Any) -> None:
     """Put right what the installed transformers does wrong with a loaded model's family, if anything."""
-    name = type(model).__name__
-    if name == "Gemma4ForConditionalGeneration":
+    from imod_core.positions import mend_video_positions
+
+    mend_video_positions()
+    if type(model).__name__ == "Gemma4ForConditionalGeneration":
         from imod_core.families.gemma4 import pass_frame_counts
 
         pass_frame_counts(model)

@@ -25,11 +25,9 @@ class LocalModel:
 
         import imod_core.avt  # noqa: F401  (registers AVT with the Auto classes)
         from imod_core.families.load import mend, trained_class
-        from imod_core.positions import mend_video_positions
 
         self.processor: Any = AutoProcessor.from_pretrained(self.artifact.folder)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        mend_video_positions()
         kind, config = trained_class(self.artifact.folder)
         model: Any = kind.from_pretrained(self.artifact.folder, config=config, dtype="auto")
         mend(model)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -50,6 +51,12 @@ def test_a_part_comes_from_pypi(cache: Path) -> None:
     member = extract(PARTS["pretty_midi"], "pretty_midi/TimGM6mb.sf2")
     assert member.read_bytes()[:4] == b"RIFF"
     assert member.is_relative_to(cache)
+
+
+def test_fetching_from_pypi_leaves_setuptools_usable_in_the_same_process(cache: Path) -> None:
+    program = "from imod_core.parts import PARTS, fetch; fetch(PARTS['pretty_midi']); import setuptools"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_npm_of_the_python_package_serves_where_there_is_no_other(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,7 +79,7 @@ def client(demo) -> Client:
 
 @pytest.fixture(scope="session")
 def other(stage) -> Server:
-    """The second server, which tests may kill if they start it again."""
+    """The second server, whose processes tests may kill if they start it again."""
     return stage[1]
 
 

@@ -1,6 +1,8 @@
 """The page in a real browser, on real servers: what a visitor sees is what the API says."""
 
+import os
 import re
+import signal
 import time
 
 import httpx
@@ -315,7 +317,7 @@ def test_a_server_killed_in_mid_answer_is_a_sentence_and_retry_works_once_it_is_
     context.set_default_timeout(ANSWER_SECONDS * 1000)
     page = opened(context.new_page(), compared[0].url.removesuffix("/imod"))
     begin_long_answer(page, talkative(Client(other.url)))
-    other.stop()
+    os.killpg(other.process.pid, signal.SIGKILL)
     notice = page.locator("#notice-1 [role=alert]")
     notice.wait_for()
     assert re.search(r"broke off|No server answers", notice.inner_text())

@@ -7,10 +7,10 @@ from safetensors.torch import load_file
 
 from imod_core.errors import InputError
 from imod_core.families import FAMILIES, lora_modules
-from imod_core.families.rehearsal import rehearse
-from imod_core.families.road import Road
 from imod_core.families.served import adapter_for_vllm
-from imod_core.families.table import cell, faults, report
+from imod_eval.families.rehearsal import rehearse
+from imod_eval.families.road import Road
+from imod_eval.families.table import cell, faults, report
 from imod_export.export import ExportSettings, export
 from imod_export.links import Unmerged, make_link
 from imod_export.subject import load_model, read_config

@@ -10,7 +10,7 @@ import click
 from imod_core.artifacts import write_text
 from imod_core.errors import CheckFailed
 from imod_core.families import FAMILIES
-from imod_core.families.road import Road
+from imod_eval.families.road import Road
 
 COLUMNS = {
     "adapter": "train: loss",

@@ -115,7 +115,7 @@ def _imod(*words: Any, out: Path | None = None) -> str | None:
 
 
 def _rehearse(base: Path, out: Path) -> str | None:
-    from imod_core.families.rehearsal import rehearse
+    from imod_eval.families.rehearsal import rehearse
 
     return _reason(lambda: rehearse(base, out))
 
