@@ -28,6 +28,7 @@ PLACEHOLDERS = {
 
 _MARKER = re.compile(
     r"((vision|image|img|video|audio|speech)_(start|end|bos|eos|begin)|bo[iva]|eo[iva])_token_(id|index)"
+    r"|boundary_token_ids"
 )
 _OTHER_VOCABULARY = ("talker_config", "token2wav_config", "code2wav_config")
 
@@ -58,7 +59,7 @@ def modalities(config: Any) -> tuple[str, ...]:
 
 
 def boundary_token_ids(config: Any) -> tuple[int, ...]:
-    """Ids of the markers around media (`vision_start_token_id`, `boi_token_id` …); empty when none is named."""
+    """Ids of the markers around media (`vision_start_token_id`, `boi_token_id` …, AVT's list); empty when none is named."""
     ids: set[int] = set()
     for part in _parts(config):
         for name in filter(_MARKER.fullmatch, part if isinstance(part, dict) else vars(part)):

@@ -27,6 +27,7 @@ from imod_core.errors import CheckFailed, InputError
 from imod_export.adapter import CONFIG, WEIGHTS, read_adapter
 from imod_export.folder import copy_companions, set_dtype, set_untied
 from imod_export.plan import MergePlan, make_plan
+from imod_export.processor import set_media
 from imod_export.rounding import MODES, WARN_LOST, Rounding
 from imod_export.source import Identity, Sources, find_sources
 from imod_export.tensors import DTYPES, read_checkpoint
@@ -134,6 +135,7 @@ def _write_model(
         set_dtype(work.folder, settings.dtype)
     if plan.untied:
         set_untied(work.folder)
+    set_media(work.folder, sources.media)
     write_weights(plan, work, Rounding(settings.rounding, settings.seed), identity.check)
     costs = rounding_costs(plan, work)
     write_json(work.folder / MERGE_FILE, {"rounding": settings.rounding, "dtype": plan.stored_dtype, "updates": costs})
@@ -160,8 +162,9 @@ def _compare(
 
     attached = tuple((source.adapter, source.weight) for source in sources.adapters)
     chain = Chain(
-        folder, plan.stored_dtype, sources.base, attached, settings.against, settings.probes, settings.rounding
-    )
+        folder, plan.stored_dtype, sources.base, attached, settings.against, settings.probes, settings.rounding,
+        limited=bool(sources.media),
+    )  # fmt: skip
     report = check_parity(chain)
     names = ", ".join(source.adapter.parent.name if source.run else source.adapter.name for source in sources.adapters)
     write_report(report, folder / "parity", {"base": sources.base.name, "adapter": names}, costs)
@@ -190,6 +193,7 @@ def _facts(sources: Sources, plan: MergePlan, settings: ExportSettings, identity
             "headers_sha256": _headers_digest(plan),
             "verified": sources.verified,
         },
+        **({"media": sources.media} if sources.media else {}),
         "adapter": _adapter_facts(sources)[0],
         **({"adapters": _adapter_facts(sources)} if len(sources.adapters) > 1 else {}),
         "merged": {

@@ -44,6 +44,8 @@ class Chain:
     """A sample file; None takes the built-in probes."""
     rounding: str = "nearest"
     """How the merged weights were cast to the dtype on disk."""
+    limited: bool = False
+    """Whether the merged folder's processor, and not the base's, reads media as training did."""
 
     @property
     def tolerance(self) -> Tolerance:
@@ -134,7 +136,8 @@ def _ask_attached(chain: Chain, probes: list[Probe], arithmetic: str) -> tuple[d
     """The attached model's answers and logits, and what it says with parts of the adapter off."""
     assert chain.base is not None
     attached = attach_adapters(load_model(chain.base, chain.stored, arithmetic), chain.adapters)
-    subject, found, traced = Subject(attached, load_processor(chain.base)), {}, trace(attached)
+    processor = load_processor(chain.merged if chain.limited else chain.base)
+    subject, found, traced = Subject(attached, processor), {}, trace(attached)
     for probe in track(probes, f"Adapter attached on probes, {arithmetic}"):
         prompt = subject.prompt(probe)
         answer = subject.greedy(prompt)

@@ -14,6 +14,9 @@ from imod_export.adapter import CONFIG, WEIGHTS
 from imod_export.quantised import quantisation
 from imod_export.tensors import read_json
 
+LIMITS = ("image_pixels", "video_pixels", "video_frames")
+"""What a run's manifest tells of media that a processor can be told too."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -44,6 +47,14 @@ class Sources:
     @property
     def method(self) -> str | None:
         return self.adapters[0].method
+
+    @property
+    def media(self) -> dict[str, Any]:
+        """How much of a medium the runs read, where they agree; empty if that was as the base's processor says."""
+        first, *others = (source.run.get("media") or {} for source in self.adapters)
+        return {
+            name: first[name] for name in LIMITS if name in first and all(o.get(name) == first[name] for o in others)
+        }
 
     def check(self, identity: str) -> None:
         """Refuse a base that is not the one of every run that recorded its own.

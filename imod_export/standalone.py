@@ -43,7 +43,10 @@ def compare(
     if not attached and not against:
         raise InputError(f"There is nothing to compare {folder} with: give --merge ADAPTER, or --against LINK.")
     merged = manifest.get("merged") or {}
-    chain = Chain(folder, stored_dtype(folder), base, attached, against, probes, merged.get("rounding", "nearest"))
+    chain = Chain(
+        folder, stored_dtype(folder), base, attached, against, probes, merged.get("rounding", "nearest"),
+        limited=bool(manifest.get("media")),
+    )  # fmt: skip
     report = check_parity(chain)
     target = out or folder / "parity"
     facts = {"folder": folder.name, **({"base": base.name} if base else {})}

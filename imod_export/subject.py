@@ -121,8 +121,7 @@ def modalities(folder: Path) -> set[str]:
 def placeholder_ids(config: dict[str, Any]) -> list[int] | None:
     """Token ids that stand for media or frame them."""
     media = modality.media_token_ids(config).values() if modality.modalities(config) else ()
-    own = config.get("boundary_token_ids") or ()
-    return sorted({*(i for ids in media for i in ids), *own, *modality.boundary_token_ids(config)}) or None
+    return sorted({*(i for ids in media for i in ids), *modality.boundary_token_ids(config)}) or None
 
 
 def sampling(processor: Any) -> tuple[FrameSampling, int]:

@@ -17,6 +17,7 @@ from imod_core.avt.prompts import IGNORED_LABEL, check_texts
 from imod_core.errors import InputError
 from imod_core.media import SAMPLE_RATE, load_audio, load_image
 from imod_core.modality import modalities
+from imod_core.pixels import limit_pixels
 from imod_core.samples import KINDS, MEDIA_KEYS, TAG, Message, Sample
 from imod_core.sampling import FrameSampling, load_clip, video_arguments
 from imod_train.answers import label_answers, render
@@ -35,7 +36,7 @@ class SampleEncoder:
     """From a sample to the tensors of the model's forward.
 
     Args:
-        processor: the model's, of transformers.
+        processor: the model's, of transformers; it is told the limits of pixels.
         media: how much of a medium is read.
         model: its configuration tells which media it takes, its `get_rope_index` numbers the positions where a
             video's own sound is woven in; it needs no weights.
@@ -47,7 +48,7 @@ class SampleEncoder:
         sounds = getattr(processor, "feature_extractor", None)
         self.rate = getattr(sounds, "sampling_rate", None) or SAMPLE_RATE
         self.sampling = _sampling(processor, media)
-        self.options = _pixel_limits(processor, media)
+        limit_pixels(processor, {"image": media.image_pixels, "video": media.video_pixels})
         self.weaves = media.weave_sound
         if self.weaves and TRACK not in type(processor).valid_processor_kwargs._defaults.get("videos_kwargs", {}):
             raise InputError("The recipe's 'media.weave_sound' is true, and this model has no such option: remove it.")
@@ -132,12 +133,10 @@ class SampleEncoder:
         arguments: dict[str, Any] = {
             name: media[tag] for tag, name in (("<image>", "images"), ("<audio>", "audio")) if tag in media
         }
-        if "images" in arguments:
-            arguments["images_kwargs"] = self.options.get("images", {})
         if "<video>" in media:
             told = video_arguments(self.processor, media["<video>"])
             arguments["videos"] = told.pop("videos")
-            arguments["videos_kwargs"] = {**told, **self.options.get("videos", {}), **({TRACK: True} if woven else {})}
+            arguments["videos_kwargs"] = {**told, **({TRACK: True} if woven else {})}
         return arguments
 
 
@@ -225,27 +224,6 @@ def _check(sample: Sample, encoder: SampleEncoder) -> None:
         if getattr(sample, key) and KINDS[tag] not in encoder.takes:
             takes = ", ".join(sorted(encoder.takes))
             raise InputError(f"The sample '{sample.id}' has a medium {tag}; this model takes {takes} alone.")
-
-
-def _pixel_limits(processor: Any, media: MediaSettings) -> dict[str, dict[str, Any]]:
-    """The processor's arguments that keep pictures and frames below the recipe's limits.
-
-    Raises:
-        InputError: this processor scales by another measure.
-    """
-    options = {}
-    for kind, part, limit in (("images", "image", media.image_pixels), ("videos", "video", media.video_pixels)):
-        if limit is None:
-            continue
-        size = dict(getattr(getattr(processor, f"{part}_processor", None), "size", None) or {})
-        if "longest_edge" not in size:
-            raise InputError(
-                f"The recipe's 'media.{part}_pixels' is {limit}; this model's processor has no limit of pixels: "
-                "leave it out."
-            )
-        least = min(size.get("shortest_edge") or limit, limit)
-        options[kind] = {"size": {"shortest_edge": least, "longest_edge": limit}}
-    return options
 
 
 def _sampling(processor: Any, media: MediaSettings) -> FrameSampling:

@@ -57,7 +57,7 @@ class LoraSettings:
 class MediaSettings:
     """How much of a medium a native model reads. Not read by AVT bases: theirs is part of the base.
 
-    The run's manifest keeps it; the merged folder's processor stays the base's, so tell a server the same limits.
+    The run's manifest keeps it, and `imod export` writes the limits into the merged folder's processor.
     """
 
     video_frames: int | None = None

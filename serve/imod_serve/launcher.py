@@ -86,8 +86,8 @@ class Server:
         self.sources = find_adapter(Path(adapter), Path(folder) if folder else None) if adapter else None
         if not folder and not self.sources:
             raise InputError("Neither a model folder nor --lora was given: say what is to be served.")
-        self.artifact = read_artifact(self.sources.base if self.sources else str(folder))
         served = prepare_adapter(self.sources, Path(self._work.name)) if self.sources else None
+        self.artifact = read_artifact(served.base if served else str(folder))
         limits = limits or Limits()
         self.modalities = [kind for kind, most in limits.by_modality(self.artifact.modalities).items() if most]
         self.name = name or (_run_name(Path(adapter)) if adapter else self.artifact.name)

@@ -2,7 +2,8 @@
 
 vLLM takes low-rank pairs alone and refuses adapters with whole saved modules, such as AVT's projectors. Those do not
 depend on the prompt either, so they move into the base: a view of it, links to its files and one further shard with
-the saved tensors. Nothing of the base is copied or changed.
+the saved tensors. Limits on media under which the adapter was trained go into the view's processor. Nothing of the base
+is copied or changed.
 """
 
 import json
@@ -31,7 +32,7 @@ class ServedAdapter:
     """What vLLM is given."""
 
     base: Path
-    """Folder of the base, or of a view of it with the adapter's saved modules."""
+    """Folder of the base, or of a view of it with the adapter's saved modules and limits on media."""
     folder: Path
     """Folder of an adapter that holds low-rank pairs alone."""
     max_rank: int
@@ -65,6 +66,7 @@ def prepare_adapter(sources: "Sources", work: Path) -> ServedAdapter:
     """
     from imod_export.adapter import read_adapter
     from imod_export.plan import make_plan
+    from imod_export.processor import set_media
     from imod_export.tensors import read_checkpoint, read_json
 
     adapter = read_adapter(sources.adapters[0].adapter)
@@ -78,16 +80,19 @@ def prepare_adapter(sources: "Sources", work: Path) -> ServedAdapter:
         raise InputError(f"{adapter.folder} has rank {rank}: vLLM serves up to {RANKS[-1]} unmerged, merge it.")
     max_rank = next(known for known in RANKS if known >= rank)
     base, folder = sources.base.resolve(), adapter.folder.resolve()
-    if adapter.saved:
-        base, folder = work / "base", work / "adapter"
+    if adapter.saved or sources.media:
+        base = work / "base"
         _write_base(plan, base)
+        set_media(base, sources.media)
+    if adapter.saved:
+        folder = work / "adapter"
         _write_pairs(adapter, folder)
     named = adapter_for_vllm(folder, read_json(base / "config.json"), work / "named")
     return ServedAdapter(base, named, max_rank)
 
 
 def _write_base(plan: "MergePlan", view: Path) -> None:
-    """Links to the base's files, one shard with the saved tensors under the base's names, an index that knows it."""
+    """Links to the base's files, a shard of any saved tensors under the base's names, an index that knows it."""
     from imod_export.tensors import INDEX
 
     view.mkdir()
@@ -95,7 +100,8 @@ def _write_base(plan: "MergePlan", view: Path) -> None:
         if path.name != INDEX:
             (view / path.name).symlink_to(path.resolve())
     saved = {name: change.replacement for name, change in plan.changes.items() if change.replacement}
-    _write_shard(view / SAVED, saved)
+    if saved:
+        _write_shard(view / SAVED, saved)
     places = {info.name: shard.path.name for shard in plan.checkpoint.shards for info in shard.tensors}
     size = sum(info.nbytes for info in {**plan.checkpoint.tensors, **saved}.values())
     write_json(view / INDEX, {"metadata": {"total_size": size}, "weight_map": places | dict.fromkeys(saved, SAVED)})

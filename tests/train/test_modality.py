@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import CONFIG_MAPPING, Qwen2Config
 
+from imod_core.avt.configuration_avt import AvtConfig
 from imod_core.errors import InputError
 from imod_core.modality import (
     IGNORED,
@@ -54,6 +55,7 @@ def test_markers_around_media_are_found():
     assert {151647, 151648} <= set(boundary_token_ids(CONFIG_MAPPING["qwen2_5_omni_thinker"]()))
     assert {255999, 262144, 256000, 262272} == set(boundary_token_ids(CONFIG_MAPPING["gemma3n"]()))
     assert boundary_token_ids(Qwen2Config()) == ()
+    assert boundary_token_ids(AvtConfig(boundary_token_ids=[5, 4])) == (4, 5)
 
 
 def test_text_media_padding_and_markers_are_told_apart():

@@ -1,0 +1,54 @@
+"""How many pixels of a picture or of a video frame a native model reads, in the terms of its processor.
+
+A limit is a number of pixels. Qwen's processors scale what is larger down to `size["longest_edge"]` pixels (their name
+for it). Qwen3-VL's counts all frames of a video together there, and a frame's own limit in tokens.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from imod_core.errors import InputError
+
+PARTS = ("image", "video")
+PER_VIDEO = "Qwen3VLVideoProcessor"
+
+
+def pixel_settings(processor: Any, limits: Mapping[str, int | None]) -> dict[str, dict[str, Any]]:
+    """Settings, by part, of a processor that keeps to `limits`.
+
+    Args:
+        processor: the model's, of transformers.
+        limits: most pixels of an `image`, and of a frame of a `video`; None leaves the processor's own.
+
+    Raises:
+        InputError: this processor scales by another measure.
+    """
+    found = {}
+    for part in PARTS:
+        limit = limits.get(part)
+        if limit is not None:
+            found[part] = _settings(getattr(processor, f"{part}_processor", None), part, limit)
+    return found
+
+
+def limit_pixels(processor: Any, limits: Mapping[str, int | None]) -> None:
+    """Make a loaded processor keep to `limits`; arguments and errors as of `pixel_settings`."""
+    for part, settings in pixel_settings(processor, limits).items():
+        reader = getattr(processor, f"{part}_processor")
+        for name, value in settings.items():
+            setattr(reader, name, type(reader.size)(**value) if name == "size" else value)
+
+
+def _settings(reader: Any, part: str, limit: int) -> dict[str, Any]:
+    size = dict(getattr(reader, "size", None) or {})
+    if "longest_edge" not in size:
+        raise InputError(
+            f"The recipe's 'media.{part}_pixels' is {limit}; this model's processor has no limit of pixels: "
+            "leave it out."
+        )
+    if type(reader).__name__ == PER_VIDEO:
+        return {
+            "cap_pixels_per_frame": True,
+            "max_video_tokens": max(1, limit // (reader.patch_size * reader.merge_size) ** 2),
+        }
+    return {"size": {"shortest_edge": min(size.get("shortest_edge") or limit, limit), "longest_edge": limit}}

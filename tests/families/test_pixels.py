@@ -1,0 +1,79 @@
+"""A recipe's limits on media: the merged folder's processor reads what training read, and other parts as before."""
+
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+from transformers import AutoProcessor
+
+from imod_core.errors import InputError
+from imod_core.pixels import limit_pixels
+from imod_core.sampling import FrameSampling, as_clip, video_arguments
+from imod_export.processor import set_media
+
+LIMITED = ["qwen2.5-vl", "qwen3-vl", "qwen2.5-omni", "qwen3-omni"]
+GRIDS = {"image": "image_grid_thw", "video": "video_grid_thw"}
+LIMIT = 128 * 128
+NOISE = np.random.default_rng(0).integers(0, 255, (8, 480, 640, 3), dtype=np.uint8)
+
+
+def patches(processor, part):
+    """Rows and columns of patches that the processor makes of 640 x 480 pixels."""
+    if part == "image":
+        read = processor.image_processor(images=[Image.fromarray(NOISE[0])], return_tensors="pt")
+    else:
+        told = video_arguments(processor, [as_clip(NOISE)])
+        read = processor.video_processor(return_tensors="pt", **told)
+    return read[GRIDS[part]][0, 1:].tolist()
+
+
+@pytest.fixture
+def folder(shrunken, tmp_path):
+    def copy(name):
+        return shutil.copytree(shrunken(name), tmp_path / name, ignore=shutil.ignore_patterns("*.safetensors"))
+
+    return copy
+
+
+@pytest.mark.parametrize("name", LIMITED)
+@pytest.mark.parametrize("part", GRIDS)
+def test_a_merged_folder_reads_as_many_pixels_as_training_did(name, part, folder):
+    target = folder(name)
+    untold, trained = AutoProcessor.from_pretrained(target), AutoProcessor.from_pretrained(target)
+    limit_pixels(trained, {part: LIMIT})
+    set_media(target, {f"{part}_pixels": LIMIT})
+    merged = AutoProcessor.from_pretrained(target)
+    for kind in GRIDS:
+        assert patches(merged, kind) == patches(trained, kind)
+        assert (patches(merged, kind) == patches(untold, kind)) is (kind != part)
+    rows, columns = patches(merged, part)
+    patch = getattr(merged, f"{part}_processor").patch_size
+    assert LIMIT / 2 < rows * columns * patch**2 <= LIMIT, "as a limit of a frame, whatever their number"
+
+
+@pytest.mark.parametrize("name", [*LIMITED, "gemma4"])
+def test_a_merged_folder_reads_as_many_frames_as_training_did(name, folder):
+    target = folder(name)
+    set_media(target, {"video_frames": 3})
+    sampling = FrameSampling.read(target)
+    assert sampling.num_frames == 3
+    assert sampling == FrameSampling.of(AutoProcessor.from_pretrained(target).video_processor)
+    assert len(sampling.places(100, 25.0)) in (3, 4), "Qwen's rules round up to an even number"
+
+
+def test_limits_that_a_processor_does_not_know_are_refused(folder):
+    target = folder("gemma4")
+    before = {path.name: path.read_bytes() for path in target.iterdir() if path.is_file()}
+    with pytest.raises(
+        InputError, match=r"'media.image_pixels' is 16384; this model's processor has no limit of pixels"
+    ):
+        set_media(target, {"image_pixels": LIMIT})
+    assert {path.name: path.read_bytes() for path in target.iterdir() if path.is_file()} == before
+
+
+def test_no_limit_leaves_every_file_as_it_was(folder):
+    target = folder("qwen2.5-vl")
+    before = {path: path.read_bytes() for path in target.iterdir() if path.is_file()}
+    set_media(target, {})
+    assert {path: path.read_bytes() for path in target.iterdir() if path.is_file()} == before
