@@ -59,7 +59,7 @@ def modalities(config: Any) -> tuple[str, ...]:
 
 
 def boundary_token_ids(config: Any) -> tuple[int, ...]:
-    """Ids of the markers around media (`vision_start_token_id`, `boi_token_id` …, AVT's list); empty when none is named."""
+    """Ids of the markers around media (`vision_start_token_id`, `boi_token_id`, AVT's list …); empty if none is."""
     ids: set[int] = set()
     for part in _parts(config):
         for name in filter(_MARKER.fullmatch, part if isinstance(part, dict) else vars(part)):
