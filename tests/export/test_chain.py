@@ -57,7 +57,7 @@ def test_every_control_is_told_apart_by_vllm_too(chain):
 class Deaf:
     """A link that answers every question as if it had been the first: media do not reach it."""
 
-    name, arithmetic = "deaf", "float32"
+    name, arithmetic, weaves = "deaf", "float32", True
 
     def __init__(self, tolerance):
         self.tolerance = tolerance

@@ -1,11 +1,18 @@
 """Every recipe reads; the roads of some are walked whole on shrunken models, as `imod train --smoke` does it."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import call, read_json
+from PIL import Image
 
 from imod_core.families import FAMILIES
+from imod_core.samples import read_samples
+from imod_serve.client import Client
+from imod_serve.launcher import Server
+from imod_serve.local import LocalModel
 from imod_train.recipe import read_recipe
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
@@ -44,12 +51,47 @@ def test_the_road_of_a_recipe_is_whole(name: str, tmp_path: Path, capsys: pytest
     assert "give another --out" in again.message
 
 
+@pytest.fixture(scope="module")
+def walked(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Where a recipe's road, walked once with a server at its end, left its folders."""
+    done: dict[str, Path] = {}
+
+    def of(name: str) -> Path:
+        if name not in done:
+            done[name] = tmp_path_factory.mktemp(name) / "out"
+            walk(name, done[name], "http")
+        return done[name]
+
+    return of
+
+
 @pytest.mark.server
 @pytest.mark.parametrize("name", ["avt-smollm2", "qwen2.5-omni"])
-def test_the_road_over_http(name: str, tmp_path: Path) -> None:
-    walk(name, tmp_path / "out", "http")
-    report = read_json(tmp_path / "out/parity-server/parity.json")
+def test_the_road_over_http(name: str, walked: Callable[[str], Path]) -> None:
+    report = read_json(walked(name) / "parity-server/parity.json")
     assert report["passed"]
+
+
+@pytest.mark.server
+def test_the_adapter_beside_its_base_reads_media_as_the_merged_model(
+    walked: Callable[[str], Path], scenes: Path
+) -> None:
+    """A native adapter over HTTP: under vLLM's names for its layers, and with the recipe's limits on pixels."""
+    out = walked("qwen2.5-omni")
+    local, untold = LocalModel(out / "merged"), LocalModel(out / "base")
+    sample = next(s for s in read_samples(scenes / "test.jsonl") if s.videos)
+    questions: list[dict[str, Any]] = [{}, {"images": [out / "large.png"]}, {"videos": sample.videos}]
+    Image.effect_noise((640, 480), 90).convert("RGB").save(out / "large.png")
+    with Server(None, adapter=out / "run", log=out / "lora.log", extra=["--max-num-seqs", "2"]) as server:
+        adapter, base = Client(server.url, server.name), Client(server.url, f"{server.name}-base")
+        for media in questions:
+            asked = {**media, "max_tokens": 1}
+            served, merged = adapter.ask("Which one?", **asked, logprobs=True), local.ask("Which one?", **asked)
+            assert served.prompt_tokens == merged.prompt_tokens
+            assert (merged.prompt_tokens < untold.ask("Which one?", **asked).prompt_tokens) == bool(media)
+            assert served.text == merged.text
+            unadapted = base.ask("Which one?", **asked, logprobs=True)
+            assert served.logprobs[0][1] != pytest.approx(unadapted.logprobs[0][1], abs=1e-3)
 
 
 def test_a_recipe_without_a_family_is_refused(recipe: Path, tmp_path: Path) -> None:
