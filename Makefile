@@ -6,6 +6,7 @@ PYTHON ?= python3
 VENV ?= .venv
 EXTRAS ?= scenes,train,export,serve-cpu,demo,dev
 CONSTRAINTS ?= -c constraints.txt
+WORKERS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
@@ -24,7 +25,7 @@ quickstart: $(STAMP)
 	$(BIN)/imod quickstart
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -30,15 +30,15 @@ def merged(trained, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def server(trained, tmp_path_factory):
+def unmerged(trained, tmp_path_factory):
     """The run served unmerged; its base is found in its manifest."""
     log = tmp_path_factory.mktemp("lora") / "log"
     with Server(None, adapter=trained, log=log, extra=["--max-num-seqs", "2"]) as running:
         yield running
 
 
-def test_the_adapter_answers_as_the_merged_model_and_not_as_its_base(server, merged, media):
-    adapter, base = Client(server.url, server.name), Client(server.url, f"{server.name}-base")
+def test_the_adapter_answers_as_the_merged_model_and_not_as_its_base(unmerged, merged, media):
+    adapter, base = Client(unmerged.url, unmerged.name), Client(unmerged.url, f"{unmerged.name}-base")
     local, answers = LocalModel(merged), []
     for given in ({}, {"images": [media.image]}, {"audios": [media.audio]}, {"videos": [media.video]}):
         served, reference = adapter.ask(QUESTION, **given, max_tokens=8), local.ask(QUESTION, **given, max_tokens=8)
@@ -51,9 +51,9 @@ def test_the_adapter_answers_as_the_merged_model_and_not_as_its_base(server, mer
         assert distance(_ask(adapter, kind, medium)[1], _ask(base, kind, medium)[1]) > 10 * CLOSE
 
 
-def test_the_adapters_projectors_are_the_ones_that_see_and_hear(server, merged, trained, media):
+def test_the_adapters_projectors_are_the_ones_that_see_and_hear(unmerged, merged, trained, media):
     """vLLM reads the base's projectors and then the saved ones; with the base's the probabilities are others."""
-    client, local = Client(server.url, server.name), LocalModel(merged)
+    client, local = Client(unmerged.url, unmerged.name), LocalModel(merged)
     questions = {"<image>": {"images": [media.image]}, "<audio>": {"audios": [media.audio]}}
     served = [client.ask(QUESTION, **given, max_tokens=1, logprobs=True).logprobs[0][1] for given in questions.values()]
     assert served == pytest.approx([best_logprob(local, tag, media) for tag in questions], abs=CLOSE)
@@ -88,12 +88,12 @@ def test_shards_are_read_in_an_order_that_lets_the_saved_modules_win(trained, tm
     assert {path.name for path in copied} == {SAVED, "model.safetensors.index.json"}
 
 
-def test_an_adapter_that_does_nothing_is_refused(server):
+def test_an_adapter_that_does_nothing_is_refused(unmerged):
     """Asked against itself, an adapter changes nothing."""
     from imod_serve.probe import probe_adapter
 
-    client = Client(server.url, server.name)
-    assert probe_adapter(client, Client(server.url, f"{server.name}-base"), ["image"]) > CLOSE
+    client = Client(unmerged.url, unmerged.name)
+    assert probe_adapter(client, Client(unmerged.url, f"{unmerged.name}-base"), ["image"]) > CLOSE
     with pytest.raises(CheckFailed, match="does nothing"):
         probe_adapter(client, client, ["image"])
 
