@@ -127,7 +127,8 @@ def test_what_mattered_shows_the_apis_answers_and_scores_without_sound_and_pictu
         assert words(answer) == words(client.chat(changed, max_tokens=MAX_TOKENS).text), condition
         changes[condition] = client.score(changed, said) - before
         assert float(card.locator(".change b").inner_text()) == pytest.approx(changes[condition], abs=0.02), condition
-        assert f"{changes[condition]:+.1f}"[:2] in card.locator(".bar").get_attribute("aria-label")
+        told = re.search(r"log-probability: ([+-][\d.]+) nats", card.locator(".bar").get_attribute("aria-label"))
+        assert float(told[1]) == pytest.approx(changes[condition], abs=0.02), condition
     assert max(abs(change) for change in changes.values()) > 0.05, "nothing changes, so equality proves nothing"
     page.uncheck("#switch input")
     page.wait_for_function("!document.querySelector('#matter-1 .matter')")
