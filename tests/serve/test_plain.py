@@ -1,0 +1,56 @@
+"""Plain `vllm serve` with both of our layers switched on by vLLM's own settings, as docs/threat-model.md says."""
+
+import base64
+import os
+
+import httpx
+import pytest
+
+from imod_serve.address import free_port, local_url
+from imod_serve.client import Client
+from imod_serve.log import LogTail
+from imod_serve.process import VllmProcess
+
+from .conftest import API_KEY
+
+pytestmark = pytest.mark.server
+QUESTION = "Where is the louder instrument?"
+
+
+@pytest.fixture(scope="module")
+def url(base, tmp_path_factory):
+    port = free_port("127.0.0.1")
+    address = local_url("127.0.0.1", port)
+    flags = ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", "tiny", "--max-model-len", "2048"]
+    flags += ["--enforce-eager", "--max-num-seqs", "2", "--middleware", "imod_serve.guard.Guard"]
+    layers = {"VLLM_MEDIA_CONNECTOR": "imod", "VLLM_API_KEY": API_KEY}
+    cpu = {"VLLM_CPU_KVCACHE_SPACE": "1", "TORCH_COMPILE_DISABLE": "1"}
+    log = LogTail(tmp_path_factory.mktemp("plain") / "log")
+    process = VllmProcess([str(base), *flags], {**os.environ, **layers, **cpu}, address, log)
+    try:
+        process.wait_until_it_answers(400)
+        yield address
+    finally:
+        process.end()
+
+
+def test_it_answers_about_a_picture(url, media):
+    client = Client(url, "tiny", API_KEY)
+    seen, unseen = client.ask(QUESTION, images=[media.image], max_tokens=2), client.ask(QUESTION, max_tokens=2)
+    assert seen.prompt_tokens > unseen.prompt_tokens
+
+
+def test_the_guard_wants_the_key_where_vllm_does_not(url):
+    reply = httpx.post(f"{url}/tokenize", json={"model": "tiny", "prompt": "a"}, trust_env=False)
+    assert reply.status_code == 401
+
+
+@pytest.mark.parametrize(
+    "address", ["file:///etc/hostname", "data:image/svg+xml;base64," + base64.b64encode(b"<svg/>").decode()]
+)
+def test_the_connector_refuses_what_it_refuses_behind_imod_serve(url, address):
+    content = [{"type": "image_url", "image_url": {"url": address}}, {"type": "text", "text": QUESTION}]
+    body = {"model": "tiny", "messages": [{"role": "user", "content": content}]}
+    headers = {"authorization": f"Bearer {API_KEY}"}
+    reply = httpx.post(f"{url}/v1/chat/completions", json=body, headers=headers, trust_env=False)
+    assert reply.status_code == 400
