@@ -34,7 +34,7 @@ class Running:
     log: Path
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(**launch_options())
@@ -42,7 +42,7 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def other_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As `tiny_base`, with other random weights."""
     folder = tmp_path_factory.mktemp("other") / "other"
@@ -51,7 +51,7 @@ def other_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def stage(tmp_path_factory, tiny_base, other_base, scenes) -> Iterator[tuple[Running, Server]]:
     """`imod demo DIR` with a server of its own, and a second server; both start at the same time."""
     folder = tmp_path_factory.mktemp("stage")
@@ -65,25 +65,25 @@ def stage(tmp_path_factory, tiny_base, other_base, scenes) -> Iterator[tuple[Run
     stop_demo(page)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def demo(stage) -> Running:
     """The page of `imod demo DIR`."""
     return stage[0]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def client(demo) -> Client:
     """The API of the server that `imod demo DIR` started."""
     return Client(re.search(r"vLLM answers at (\S+)", demo.log.read_text()).group(1))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def other(stage) -> Server:
     """The second server, whose processes tests may kill if they start it again."""
     return stage[1]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def compared(tmp_path_factory, stage, client, other) -> Iterator[tuple[Running, str]]:
     """The page on the second server beside the first one, and its address behind a reverse proxy's path."""
     folder = tmp_path_factory.mktemp("compared")

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))  # good and ho
 API_KEY = "a-key-for-tests"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def base(tmp_path_factory) -> Path:
     """A random AVT of a few hundred thousand parameters."""
     from imod_core.avt.build import build_base
@@ -46,7 +46,7 @@ class MediaFiles:
     """Media of the same sizes and lengths with other contents."""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def media(tmp_path_factory) -> MediaFiles:
     folder = tmp_path_factory.mktemp("media")
     names = ("a.png", "a.wav", "sounding.mp4", "silent.mp4", "b.png", "b.wav", "b.mp4")
@@ -95,7 +95,7 @@ class Running:
     log: Path
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def server(base, tmp_path_factory):
     """`imod serve` on a free port behind an API key; ends cleanly on SIGTERM, which is checked."""
     folder = tmp_path_factory.mktemp("server")
