@@ -132,6 +132,7 @@ def hostile_requests() -> list[Request]:
         chat("absurd rate", sound_part(sound(1, 0.1, rate=1_000_000))),
         chat("slow rate", sound_part(sound(1, 10.0, rate=10))),
         chat("cut sound", sound_part(wav[:20])),
+        chat("sound that names another encoding", sound_part(wav[:20] + b"\2" + wav[21:])),
         chat("hour of video", url_part("video", "video/mp4", video(1, 3601, 1, 16))),
         chat("cut video", url_part("video", "video/mp4", clip[: len(clip) // 2])),
         chat("no header", url_part("video", "video/mp4", clip[len(clip) // 2 :])),

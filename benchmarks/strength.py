@@ -95,7 +95,7 @@ def _step(result: Path, *words: Any) -> None:
         return
     command = [sys.executable, "-m", "imod_core.cli", *map(str, words)]
     console.print(f"$ imod {' '.join(command[3:])}", style="bold")
-    code = subprocess.run(command).returncode
+    code = subprocess.run(command, stdout=sys.stderr).returncode
     if code:
         sys.exit(code)
 

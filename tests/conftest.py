@@ -15,6 +15,19 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of two processes (pytest-xdist) one takes a whole file, or all tests of a folder that ask the same servers.
+
+    The longest file comes first, so that no process works alone at the end.
+    """
+    items.sort(key=lambda item: item.path.name != "test_quickstart.py")
+    for item in items:
+        folder = item.path.parent.name
+        shared = folder == "demo" or (folder == "serve" and "server" in getattr(item, "fixturenames", ()))
+        item.add_marker(pytest.mark.xdist_group(folder if shared else f"{folder}/{item.path.stem}"))
+
+
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random AVT base of a few hundred thousand parameters."""

@@ -67,7 +67,7 @@ class LimitedIO(MediaIO[Any]):
 
     def load_bytes(self, data: bytes) -> Any:
         self._look_at([data], self.check)
-        return self.inner.load_bytes(data)
+        return self._decoded(self.inner.load_bytes, data)
 
     def load_base64(self, media_type: str, data: str) -> Any:
         if media_type.lower() == FRAMES and self.check is check_video:
@@ -77,7 +77,7 @@ class LimitedIO(MediaIO[Any]):
             self._look_at(pictures, check_image)
         else:
             self._look_at([_bytes(data)], self.check)
-        return self.inner.load_base64(media_type, data)
+        return self._decoded(self.inner.load_base64, media_type, data)
 
     def load_file(self, filepath: Path) -> Any:
         raise VLLMValidationError("Files of the server's machine are not read.")
@@ -88,6 +88,16 @@ class LimitedIO(MediaIO[Any]):
                 check(data, self.limits)
         except InputError as error:
             raise VLLMValidationError(str(error)) from None
+
+    def _decoded(self, load: Callable[..., Any], *given: Any) -> Any:
+        """What a decoder of vLLM makes of a client's bytes; it raises what it likes where they are damaged."""
+        try:
+            return load(*given)
+        except (VLLMValidationError, ImportError, MemoryError):
+            raise
+        except Exception as error:
+            reason = str(error).strip().split("\n")[0] or type(error).__name__
+            raise VLLMValidationError(f"A medium cannot be decoded ({reason}): send a whole file.") from None
 
 
 def _bytes(text: str) -> bytes:
