@@ -33,8 +33,7 @@ check: $(STAMP)
 	$(BIN)/mypy
 
 bench: $(STAMP)
-	$(BIN)/python benchmarks/train_step.py
-	$(BIN)/python benchmarks/merge.py
+	for script in train_step merge onnx_decode serve load first_paint; do $(BIN)/python benchmarks/$$script.py || exit; done
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
