@@ -27,7 +27,7 @@ def pixel_settings(processor: Any, limits: Mapping[str, int | None]) -> dict[str
     for part in PARTS:
         limit = limits.get(part)
         if limit is not None:
-            found[part] = _settings(getattr(processor, f"{part}_processor", None), part, limit)
+            found[part] = _settings(processor, part, limit)
     return found
 
 
@@ -39,7 +39,15 @@ def limit_pixels(processor: Any, limits: Mapping[str, int | None]) -> None:
             setattr(reader, name, type(reader.size)(**value) if name == "size" else value)
 
 
-def _settings(reader: Any, part: str, limit: int) -> dict[str, Any]:
+def _settings(processor: Any, part: str, limit: int) -> dict[str, Any]:
+    # What an omni processor is made with wins over its parts' own settings, in transformers and so in vLLM.
+    fixed = _call_defaults(processor).get(f"{part}s_kwargs", {}).get("size")
+    if fixed:
+        raise InputError(
+            f"The recipe's 'media.{part}_pixels' is {limit}; this model's processor reads {fixed['shortest_edge']} to "
+            f"{fixed['longest_edge']} pixels whatever it is told: leave it out."
+        )
+    reader = getattr(processor, f"{part}_processor", None)
     size = dict(getattr(reader, "size", None) or {})
     if "longest_edge" not in size:
         raise InputError(
@@ -52,3 +60,8 @@ def _settings(reader: Any, part: str, limit: int) -> dict[str, Any]:
             "max_video_tokens": max(1, limit // (reader.patch_size * reader.merge_size) ** 2),
         }
     return {"size": {"shortest_edge": min(size.get("shortest_edge") or limit, limit), "longest_edge": limit}}
+
+
+def _call_defaults(processor: Any) -> dict[str, dict[str, Any]]:
+    """Arguments of a part, as `videos_kwargs`, that a processor of transformers gives where a call does not."""
+    return getattr(getattr(type(processor), "valid_processor_kwargs", None), "_defaults", {})

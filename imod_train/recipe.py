@@ -55,7 +55,7 @@ class LoraSettings:
 
 @dataclass(frozen=True)
 class MediaSettings:
-    """How much of a medium a native model reads. Not read by AVT bases: theirs is part of the base.
+    """How much of a medium a native model reads. Refused for AVT bases: theirs is part of the base.
 
     The run's manifest keeps it, and `imod export` writes the limits into the merged folder's processor.
     """

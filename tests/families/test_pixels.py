@@ -12,19 +12,22 @@ from imod_core.pixels import limit_pixels
 from imod_core.sampling import FrameSampling, as_clip, video_arguments
 from imod_export.processor import set_media
 
-LIMITED = ["qwen2.5-vl", "qwen3-vl", "qwen2.5-omni", "qwen3-omni"]
+OMNI = ["qwen2.5-omni", "qwen3-omni"]
+LIMITED = ["qwen2.5-vl", "qwen3-vl", *OMNI]
 GRIDS = {"image": "image_grid_thw", "video": "video_grid_thw"}
 LIMIT = 128 * 128
 NOISE = np.random.default_rng(0).integers(0, 255, (8, 480, 640, 3), dtype=np.uint8)
 
 
 def patches(processor, part):
-    """Rows and columns of patches that the processor makes of 640 x 480 pixels."""
+    """Rows and columns of patches that the processor makes of 640 x 480 pixels, called as for any question."""
+    token = getattr(processor, f"{part}_token")
     if part == "image":
-        read = processor.image_processor(images=[Image.fromarray(NOISE[0])], return_tensors="pt")
+        read = processor(text=[token], images=[Image.fromarray(NOISE[0])], return_tensors="pt")
     else:
         told = video_arguments(processor, [as_clip(NOISE)])
-        read = processor.video_processor(return_tensors="pt", **told)
+        videos = told.pop("videos")
+        read = processor(text=[token], videos=videos, videos_kwargs=told, return_tensors="pt")
     return read[GRIDS[part]][0, 1:].tolist()
 
 
@@ -36,8 +39,9 @@ def folder(shrunken, tmp_path):
     return copy
 
 
-@pytest.mark.parametrize("name", LIMITED)
-@pytest.mark.parametrize("part", GRIDS)
+@pytest.mark.parametrize(
+    ("name", "part"), [(name, part) for name in LIMITED for part in GRIDS if part == "image" or name not in OMNI]
+)
 def test_a_merged_folder_reads_as_many_pixels_as_training_did(name, part, folder):
     target = folder(name)
     untold, trained = AutoProcessor.from_pretrained(target), AutoProcessor.from_pretrained(target)
@@ -62,13 +66,19 @@ def test_a_merged_folder_reads_as_many_frames_as_training_did(name, folder):
     assert len(sampling.places(100, 25.0)) in (3, 4), "Qwen's rules round up to an even number"
 
 
-def test_limits_that_a_processor_does_not_know_are_refused(folder):
-    target = folder("gemma4")
+@pytest.mark.parametrize(
+    ("name", "part", "reason"),
+    [
+        ("gemma4", "image", "this model's processor has no limit of pixels"),
+        ("qwen2.5-omni", "video", "this model's processor reads 100352 to 602112 pixels whatever it is told"),
+        ("qwen3-omni", "video", "this model's processor reads 131072 to 786432 pixels whatever it is told"),
+    ],
+)
+def test_limits_that_a_processor_does_not_keep_to_are_refused(name, part, reason, folder):
+    target = folder(name)
     before = {path.name: path.read_bytes() for path in target.iterdir() if path.is_file()}
-    with pytest.raises(
-        InputError, match=r"'media.image_pixels' is 16384; this model's processor has no limit of pixels"
-    ):
-        set_media(target, {"image_pixels": LIMIT})
+    with pytest.raises(InputError, match=f"'media.{part}_pixels' is {LIMIT}; {reason}: leave it out"):
+        set_media(target, {f"{part}_pixels": LIMIT})
     assert {path.name: path.read_bytes() for path in target.iterdir() if path.is_file()} == before
 
 

@@ -27,7 +27,7 @@ from imod_train.native import NativeCollator, NativeDataset, SampleEncoder
 from imod_train.recipe import LoraSettings, MediaSettings, Recipe, parse_recipe
 
 OMNI, VISION = "qwen2.5-omni", "qwen2.5-vl"
-MEDIA = {"video_frames": 4, "image_pixels": 56 * 56, "video_pixels": 56 * 56}
+MEDIA = {"video_frames": 4, "image_pixels": 56 * 56}
 
 
 @pytest.fixture(scope="session")

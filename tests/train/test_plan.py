@@ -128,7 +128,7 @@ def test_a_native_plan_needs_no_weights(scenes: Path, tmp_path: Path) -> None:
     for path in base.glob("*.safetensors"):
         path.unlink()
     stage = {"name": "tune", "train": ["adapter"], "data": [str(scenes / "train.jsonl")], "epochs": 1, "batch_size": 4}
-    media = {"video_frames": 4, "image_pixels": 3136, "video_pixels": 3136}
+    media = {"video_frames": 4, "image_pixels": 3136}
     recipe: Recipe = parse_recipe({"base": str(base), "media": media, "stages": [stage]})
     plan = make_plan(recipe, "cuda")
     (found,) = plan.stages
