@@ -46,6 +46,21 @@ def new_folder(out: Path) -> Iterator[Path]:
         raise
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        InputError: it is not JSON, or not an object.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        raise InputError(f"{path} is not valid JSON: expected a JSON object.") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path} holds {type(values).__name__}: expected a JSON object.")
+    return values
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
     temporary = path.with_name(f".{path.name}.partial")

@@ -175,7 +175,7 @@ def _read_sound(name: str, file: Any) -> tuple[NDArray[np.float32], int]:
             samples = sound.read(dtype="float32", always_2d=True)
             _check_whole(name, samples.shape[0], sound.frames)
             return samples, sound.samplerate
-    except soundfile.LibsndfileError:
+    except (soundfile.LibsndfileError, TypeError):  # TypeError: it takes the name *.raw for samples without a header
         if isinstance(file, io.BytesIO):
             file.seek(0)
         return _read_sound_track(name, file)
@@ -224,7 +224,11 @@ def _decode_sound(name: str, container: Any, stream: Any, rate: int) -> NDArray[
     to_float = AudioResampler(format="fltp")
     parts, length = [np.zeros((stream.codec_context.channels, 0), np.float32)], 0
     for decoded in container.decode(stream):
-        for frame in to_float.resample(decoded):
+        try:
+            frames = to_float.resample(decoded)
+        except ValueError:  # PyAV's word for a frame unlike the first
+            raise InputError(f"{name} changes its channels or rate midway: convert it.") from None
+        for frame in frames:
             parts.append(frame.to_ndarray())
             length += parts[-1].shape[1]
         _check_seconds(name, length / rate)

@@ -10,7 +10,11 @@ from typing import Any
 from imod_core.errors import InputError
 
 PARTS = ("image", "video")
+PER_FRAME = ("Qwen2VLImageProcessor", "Qwen2VLImageProcessorFast", "Qwen2VLImageProcessorPil", "Qwen2VLVideoProcessor")
+"""Whose `size["longest_edge"]` is the most pixels of a picture or frame. Elsewhere it may be an edge."""
 PER_VIDEO = "Qwen3VLVideoProcessor"
+LEAST = 4
+"""What is smaller than a LEAST-th of the limit is scaled up to it, where the processor's own minimum is not lower."""
 
 
 def pixel_settings(processor: Any, limits: Mapping[str, int | None]) -> dict[str, dict[str, Any]]:
@@ -47,19 +51,20 @@ def _settings(processor: Any, part: str, limit: int) -> dict[str, Any]:
             f"The recipe's 'media.{part}_pixels' is {limit}; this model's processor reads {fixed['shortest_edge']} to "
             f"{fixed['longest_edge']} pixels whatever it is told: leave it out."
         )
-    reader = getattr(processor, f"{part}_processor", None)
-    size = dict(getattr(reader, "size", None) or {})
-    if "longest_edge" not in size:
+    reader: Any = getattr(processor, f"{part}_processor", None)
+    kind = type(reader).__name__
+    if kind not in (*PER_FRAME, PER_VIDEO):
         raise InputError(
             f"The recipe's 'media.{part}_pixels' is {limit}; this model's processor has no limit of pixels: "
             "leave it out."
         )
-    if type(reader).__name__ == PER_VIDEO:
-        return {
-            "cap_pixels_per_frame": True,
-            "max_video_tokens": max(1, limit // (reader.patch_size * reader.merge_size) ** 2),
-        }
-    return {"size": {"shortest_edge": min(size.get("shortest_edge") or limit, limit), "longest_edge": limit}}
+    size = dict(reader.size)
+    least = min(size["shortest_edge"], limit // LEAST)
+    if kind == PER_VIDEO:
+        tokens = max(1, limit // (reader.patch_size * reader.merge_size) ** 2)
+        kept = {"shortest_edge": least, "longest_edge": size["longest_edge"]}
+        return {"size": kept, "cap_pixels_per_frame": True, "max_video_tokens": tokens}
+    return {"size": {"shortest_edge": least, "longest_edge": limit}}
 
 
 def _call_defaults(processor: Any) -> dict[str, dict[str, Any]]:

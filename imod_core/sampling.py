@@ -7,7 +7,6 @@ file's own time; AVT takes a fixed number. Processors are then told where in the
 Gemma make time stamps or positions of it, and that nobody should sample again.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from imod_core.artifacts import read_json
 from imod_core.errors import InputError
 from imod_core.media import Clip, Source, frame_indices, read_video
 
@@ -55,8 +55,8 @@ class FrameSampling:
         """As the video processor of a model folder samples, without loading it; None where there is none."""
         from transformers.models.auto.video_processing_auto import VIDEO_PROCESSOR_MAPPING_NAMES
 
-        name, settings = _stored(folder)
-        kind = json.loads((folder / "config.json").read_text()).get("model_type")
+        name, settings = stored_settings(folder)
+        kind = read_json(folder / "config.json").get("model_type", "")
         name = name or (COMPOSED if kind == "avt" else VIDEO_PROCESSOR_MAPPING_NAMES.get(kind, {}).get("torchvision"))
         if name is None:
             return None
@@ -116,15 +116,19 @@ def _from_settings(name: str, setting: Callable[[str], Any]) -> FrameSampling:
     return FrameSampling(fps=float(setting("fps") or FPS), rule=name, **limits)
 
 
-def _stored(folder: Path) -> tuple[str | None, dict[str, Any]]:
-    """Class and settings of a folder's video processor, from the first of the files that transformers looks into."""
+def stored_settings(folder: Path) -> tuple[str | None, dict[str, Any]]:
+    """Class and settings of a folder's video processor, from the first of the files that transformers looks into.
+
+    Raises:
+        InputError: such a file is no JSON object.
+    """
     places = (
         ("processor_config.json", "video_processor"),
         ("video_preprocessor_config.json", None),
         ("preprocessor_config.json", None),
     )
     for file, key in places:
-        content = json.loads((folder / file).read_text()) if (folder / file).is_file() else {}
+        content = read_json(folder / file) if (folder / file).is_file() else {}
         settings = content.get(key) if key else content
         if settings:
             return settings.get("video_processor_type"), settings

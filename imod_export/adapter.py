@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from imod_core.artifacts import read_json
 from imod_core.errors import InputError, MissingFileError
 from imod_export.names import without_peft
-from imod_export.tensors import DTYPES, TensorInfo, read_json, read_shard
+from imod_export.tensors import DTYPES, TensorInfo, read_shard
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from imod_core import __version__
-from imod_core.artifacts import write_text
+from imod_core.artifacts import read_json, write_text
 from imod_core.errors import InputError
 from imod_export.rounding import WARN_LOST
 from imod_export.source import Source, Sources
-from imod_export.tensors import read_json
 
 CARD = "README.md"
 

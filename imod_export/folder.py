@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from imod_core.artifacts import MANIFEST, write_json
+from imod_core.artifacts import MANIFEST, read_json, write_json
 from imod_core.errors import InputError
-from imod_export.tensors import INDEX, read_json
+from imod_export.tensors import INDEX
 
 WEIGHT_SUFFIXES = (".safetensors", ".gguf", ".onnx", ".onnx_data", ".h5", ".msgpack", ".tflite")
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib")

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from imod_core.errors import InputError
+from imod_core.families.load import load_processor
 from imod_export.links import Question, Reply
-from imod_export.subject import POSITIONS, Subject, load_model, load_processor, release_memory
+from imod_export.subject import POSITIONS, Subject, load_model, release_memory
 from imod_export.tensors import DTYPES, read_checkpoint
 from imod_export.tolerances import ROUNDING
 

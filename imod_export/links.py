@@ -76,6 +76,8 @@ class Unmerged:
     base: Path | None
     adapters: tuple[tuple[Path, float], ...]
     """Folder and weight."""
+    limited: bool = False
+    """Whether the merged folder's processor, and not the base's, reads media as training did."""
 
 
 def make_link(spec: str, folder: Path, stored: str, unmerged: Unmerged | None = None) -> Link:

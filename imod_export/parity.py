@@ -14,6 +14,7 @@ import torch
 
 from imod_core.console import console, track
 from imod_core.errors import InputError
+from imod_core.families.load import load_processor
 from imod_export.attached import attach_adapters, scaled
 from imod_export.compare import Distance, common_prefix, distance, faults_of, same_greedy, turned_alike
 from imod_export.controls import Variants, scale_controls, told_by_layers, without_sound
@@ -21,7 +22,7 @@ from imod_export.layers import LayerError, Trace, compare_layers, trace
 from imod_export.links import Link, Question, Reply, Unmerged, make_link
 from imod_export.probes import FRAMES, Probe, default_probes, read_probes
 from imod_export.results import Control, ProbeResult, Report
-from imod_export.subject import Subject, load_model, load_processor, modalities, release_memory, sampling, weaves
+from imod_export.subject import Subject, load_model, modalities, release_memory, sampling, weaves
 from imod_export.tolerances import ARITHMETIC, EFFECT_SHARE, ROUNDING, STOCHASTIC, TURNED_ALIKE, Tolerance
 
 MERGED = "attached ↔ merged"
@@ -74,7 +75,7 @@ def prepare(chain: Chain) -> tuple[list[Probe], list[Link]]:
     takes = modalities(chain.merged)
     processor = load_processor(chain.merged)
     frames, rate = sampling(processor)
-    unmerged = Unmerged(chain.base, chain.adapters)
+    unmerged = Unmerged(chain.base, chain.adapters, chain.limited)
     links = [make_link(spec, chain.merged, chain.stored, unmerged) for spec in chain.against]
     if chain.probes is None:
         return default_probes(takes, rate, frames.num_frames or FRAMES, weaves(processor)), links

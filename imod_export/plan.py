@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
+from imod_core.artifacts import read_json
 from imod_core.errors import InputError
 from imod_export.adapter import Adapter, TokenRows
 from imod_export.layout import Output, OutputShard, lay_out
 from imod_export.match import Matcher, Piece, Update
 from imod_export.quantised import refuse_quantised
-from imod_export.tensors import DTYPES, Checkpoint, TensorInfo, read_json
+from imod_export.tensors import DTYPES, Checkpoint, TensorInfo
 from imod_export.tied import find_tie
 
 

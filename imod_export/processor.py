@@ -7,9 +7,8 @@ show the model larger pictures and more frames than it was trained on.
 from pathlib import Path
 from typing import Any
 
-from imod_core.artifacts import write_json
+from imod_core.artifacts import read_json, write_json
 from imod_core.pixels import PARTS, pixel_settings
-from imod_export.tensors import read_json
 
 NESTED = "processor_config.json"
 """Of transformers 5: all parts in one file, each under its key."""
@@ -34,7 +33,7 @@ def set_media(folder: Path, media: dict[str, Any]) -> None:
     frames = media.get("video_frames")
     if frames is None and not any(limits.values()):
         return
-    from imod_export.subject import load_processor
+    from imod_core.families.load import load_processor
 
     processor = load_processor(folder)
     told = pixel_settings(processor, limits)
@@ -43,6 +42,16 @@ def set_media(folder: Path, media: dict[str, Any]) -> None:
     for part in reversed(PARTS):  # videos first, while the shared file is as it was
         if hasattr(processor, f"{part}_processor"):
             _tell(folder, part, told.get(part, {}))
+
+
+def view(base: Path, merged: Path, folder: Path) -> Path:
+    """`folder`, made to be links to the files of `base`, but to those of the processor in `merged`."""
+    folder.mkdir()
+    ours = (NESTED, SHARED, VIDEOS)
+    for path in [p for p in base.iterdir() if p.name not in ours] + [merged / name for name in ours]:
+        if path.exists():
+            (folder / path.name).symlink_to(path.resolve())
+    return folder
 
 
 def _tell(folder: Path, part: str, told: dict[str, Any]) -> None:

@@ -5,7 +5,6 @@ its twenty best tokens; media travel without loss: pictures as PNG, sounds as WA
 """
 
 import io
-import os
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,14 @@ from numpy.typing import NDArray
 
 from imod_core.console import track
 from imod_core.errors import CheckFailed
+from imod_core.families.load import load_processor
 from imod_core.media import Clip
 from imod_core.samples import MEDIA_KEYS
 from imod_core.sampling import DRAWN_FPS
 from imod_export.compare import common_prefix
 from imod_export.links import Question, Reply
 from imod_export.probes import Probe
-from imod_export.subject import NEW_TOKENS, load_processor, placeholder_ids, read_config, sampling
+from imod_export.subject import NEW_TOKENS, placeholder_ids, read_config, sampling
 from imod_export.tolerances import ARITHMETIC
 from imod_export.vllm_link import as_tensors
 
@@ -49,13 +49,16 @@ class ServerLink:
         Raises:
             CheckFailed: no server answers, it refuses a request, or it does not tell token ids.
         """
-        key = os.environ.get("IMOD_API_KEY")
+        from imod_serve.key import read_api_key
+
+        key = read_api_key()
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         processor = load_processor(self.folder)
         tokenizer, rate = getattr(processor, "tokenizer", processor), sampling(processor)[1]
         suppressed = placeholder_ids(read_config(self.folder)) or []
         with httpx.Client(headers=headers, timeout=TIMEOUT, trust_env=False) as client:
-            model = self._call(client, "GET", "models")["data"][0]["id"]
+            listed = self._call(client, "GET", "models")["data"]
+            model = min(listed, key=lambda one: not one.get("parent"))["id"]  # an adapter before its base
             settings = {
                 "model": model, "temperature": 0, "max_tokens": NEW_TOKENS, "logprobs": True, "top_logprobs": SUPPORT,
                 "return_tokens_as_token_ids": True, "logit_bias": {str(i): -100 for i in suppressed},

@@ -6,13 +6,12 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-from imod_core.artifacts import MANIFEST, model_identity, read_manifest, sha256
+from imod_core.artifacts import MANIFEST, model_identity, read_json, read_manifest, sha256
 from imod_core.console import console
 from imod_core.errors import ImodError, InputError, MissingFileError
 from imod_core.hub import download, is_hub_name
 from imod_export.adapter import CONFIG, WEIGHTS
 from imod_export.quantised import quantisation
-from imod_export.tensors import read_json
 
 LIMITS = ("image_pixels", "video_pixels", "video_frames")
 """What a run's manifest tells of media that a processor can be told too."""

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from imod_core.artifacts import MANIFEST, sha256, write_json
+from imod_core.artifacts import MANIFEST, read_json, sha256, write_json
 from imod_core.console import console
 from imod_core.errors import CheckFailed, InputError, MissingFileError
 from imod_export.adapter import CONFIG
@@ -15,7 +15,6 @@ from imod_export.parity import Chain, check_parity
 from imod_export.report import PAGE, write_report
 from imod_export.results import Report
 from imod_export.source import find_sources
-from imod_export.tensors import read_json
 
 
 def compare(

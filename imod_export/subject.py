@@ -6,19 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoProcessor
 from transformers.utils import logging
 
 import imod_core.avt  # noqa: F401  (registers AVT with the Auto classes)
 from imod_core import modality
+from imod_core.artifacts import read_json
 from imod_core.avt.prompts import conversation
 from imod_core.console import console
-from imod_core.errors import InputError, MissingFileError
+from imod_core.errors import InputError
 from imod_core.families.load import mend, trained_class
 from imod_core.media import SAMPLE_RATE
 from imod_core.sampling import FrameSampling, video_arguments
 from imod_export.probes import FRAMES, Probe
-from imod_export.tensors import read_json
 
 NEW_TOKENS = 12
 """Greedy tokens a probe."""
@@ -135,20 +134,6 @@ def weaves(processor: Any) -> bool:
     """Whether a processor can weave a video's own sound between its frames."""
     known = getattr(type(processor), "valid_processor_kwargs", None)
     return WEAVE in getattr(known, "_defaults", {}).get("videos_kwargs", {})
-
-
-def load_processor(folder: Path) -> Any:
-    """The processor of a model folder.
-
-    Raises:
-        MissingFileError: the folder has none that loads.
-    """
-    try:
-        return AutoProcessor.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise MissingFileError(
-            f"{folder} has no processor that loads ({first_line(error)}): complete it first."
-        ) from None
 
 
 def load_model(folder: Path, stored: str, arithmetic: str) -> Any:

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from imod_core.artifacts import read_json
 from imod_core.errors import InputError, MissingFileError
 
 ITEM_BYTES = {
@@ -121,21 +122,6 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     found = [path.name for pattern in ("*.safetensors", "*.bin", "*.gguf") for path in sorted(folder.glob(pattern))]
     has = f"only {', '.join(found[:3])}" if found else "no weights"
     raise MissingFileError(f"{folder} holds {has}: expected {SINGLE}, or shards with {INDEX}.")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        InputError: it is not JSON, or not an object.
-    """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        raise InputError(f"{path} is not JSON: expected a JSON object.") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{path} holds {type(values).__name__}: expected a JSON object.")
-    return values
 
 
 def header_bytes(tensors: list[tuple[str, str, tuple[int, ...]]], metadata: dict[str, str]) -> bytes:

@@ -15,14 +15,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from imod_core.artifacts import read_json
 from imod_core.console import console
 from imod_core.errors import CheckFailed, InputError, MissingExtraError
+from imod_core.families.load import load_processor
 from imod_core.families.served import adapter_for_vllm
 from imod_core.sampling import as_clip
 from imod_export.compare import common_prefix
 from imod_export.links import LORA, Question, Reply, Unmerged
-from imod_export.subject import NEW_TOKENS, WEAVE, load_processor, placeholder_ids, read_config
-from imod_export.tensors import read_json
+from imod_export.processor import view
+from imod_export.subject import NEW_TOKENS, WEAVE, placeholder_ids, read_config
 from imod_export.tolerances import ARITHMETIC
 
 SUPPORT = 64
@@ -56,7 +58,7 @@ class VllmLink:
             config, adapter = read_config(self.folder), self.adapter
             adapter = adapter and adapter_for_vllm(adapter, config, Path(place) / "adapter")
             write_requests(Path(place), questions, placeholder_ids(config) or [], adapter)
-            found = self._run(Path(place))
+            found = self._run(self._served(Path(place)), Path(place))
         replies = {}
         for question in questions:
             ids, greedy, rows = (found[question.probe.name][key] for key in ("prompt", "tokens", "rows"))
@@ -65,9 +67,13 @@ class VllmLink:
             replies[question.probe.name] = Reply(ids, greedy, text, 0, *as_tensors(rows))
         return replies
 
-    def _run(self, place: Path) -> dict[str, Any]:
+    def _served(self, place: Path) -> Path:
+        """The folder that vLLM is given."""
+        return self.folder
+
+    def _run(self, folder: Path, place: Path) -> dict[str, Any]:
         # -P keeps a folder `vllm` in the working directory from being imported instead.
-        command = [sys.executable, "-P", "-m", "imod_export.vllm_worker", str(self.folder), str(place)]
+        command = [sys.executable, "-P", "-m", "imod_export.vllm_worker", str(folder), str(place)]
         log = place / "log.txt"
         with log.open("w") as file:
             process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
@@ -96,6 +102,10 @@ class VllmLoraLink(VllmLink):
         if unmerged is None or [weight for _, weight in unmerged.adapters] != [1.0]:
             raise InputError(f"--against {LORA} serves one adapter of weight 1: give --merge once, without --weight.")
         self.folder, self.adapter = unmerged.base or folder, unmerged.adapters[0][0]
+        self.processor = folder if unmerged.limited else None
+
+    def _served(self, place: Path) -> Path:
+        return view(self.folder, self.processor, place / "base") if self.processor else self.folder
 
 
 def write_requests(place: Path, questions: list[Question], suppressed: list[int], adapter: Path | None = None) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+from transformers import AutoModelForImageTextToText, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from transformers.utils import logging
 
@@ -17,7 +17,7 @@ import imod_core.avt  # noqa: F401  (registers AVT with the Auto classes)
 from imod_core.avt import AvtConfig, AvtForConditionalGeneration
 from imod_core.console import console
 from imod_core.errors import InputError, MissingExtraError
-from imod_core.families.load import mend, trained_class
+from imod_core.families.load import load_processor, mend, trained_class
 from imod_core.hub import model_folder
 from imod_core.modality import media_token_ids
 from imod_train.recipe import Recipe
@@ -38,7 +38,7 @@ def load_base(recipe: Recipe) -> tuple[PreTrainedModel, Any]:
     try:
         config = core_config(folder)
         model = _load(folder, config, recipe)
-        processor = AutoProcessor.from_pretrained(folder)
+        processor = load_processor(folder)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         if isinstance(error, InputError):
             raise

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoProcessor
 
 from imod_core.console import console
 from imod_core.errors import CheckFailed
+from imod_core.families.load import load_processor
 from imod_core.hub import describing_folder
 from imod_core.samples import read_samples
 from imod_train.base import attention, core_config, is_avt_config, skeleton
@@ -113,7 +113,7 @@ def make_plan(recipe: Recipe, device: str | None = None) -> Plan:
     program = _resident_bytes() if device == "cpu" else CONTEXT_BYTES
     folder = describing_folder(recipe.base, "base")
     config = core_config(folder)
-    processor = AutoProcessor.from_pretrained(folder)
+    processor = load_processor(folder)
     stages = tuple(_stage(recipe, stage, config, processor, device) for stage in recipe.stages)
     mapped = sum(path.stat().st_size for path in folder.glob("*.safetensors")) if device == "cpu" else 0
     rate = _rate(getattr(torch, recipe.precision), device) if device == here else None

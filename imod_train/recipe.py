@@ -71,9 +71,9 @@ class MediaSettings:
     where `imod ask`, the demo and the ONNX graphs put it. A server then has to be asked with the same option."""
 
     def __post_init__(self) -> None:
-        for name in ("video_frames", "image_pixels", "video_pixels"):
+        for name, least in (("video_frames", 2), ("image_pixels", 1), ("video_pixels", 1)):
             value = getattr(self, name)
-            _require(value is None or value >= 1, f"media.{name}", value, "a whole number of at least 1")
+            _require(value is None or value >= least, f"media.{name}", value, f"a whole number of at least {least}")
 
 
 @dataclass(frozen=True)

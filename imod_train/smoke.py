@@ -7,6 +7,7 @@ steps are the commands that a user runs, one after the other in this process:
 """
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -159,7 +160,11 @@ def _compare(merged: Path, link: str, out: Path) -> str:
 def _ask_server(merged: Path, out: Path) -> str:
     """Start the server, compare its answers, stop it."""
     words = ["serve", str(merged), "--port", "0", "--log", str(out / "server.log")]
-    server = subprocess.Popen([sys.executable, "-m", "imod_core.cli", *words], stdout=subprocess.PIPE, text=True)
+    # The comparison sends IMOD_API_KEY alone.
+    environment = {name: value for name, value in os.environ.items() if name != "VLLM_API_KEY"}
+    server = subprocess.Popen(
+        [sys.executable, "-m", "imod_core.cli", *words], stdout=subprocess.PIPE, text=True, env=environment
+    )
     try:
         assert server.stdout is not None
         line = next((line for line in server.stdout if READY in line), None)

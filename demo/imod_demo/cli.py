@@ -15,6 +15,7 @@ from imod_core.console import console
 from imod_core.errors import ImodError, InputError
 
 if TYPE_CHECKING:
+    from imod_core.sampling import FrameSampling
     from imod_demo.examples import Example
     from imod_demo.talk import Target
 
@@ -44,22 +45,23 @@ def demo(
 
     Give the address of a running server, or a merged model folder DIR, for which one is started and stopped.
     """
+    from imod_core.sampling import FrameSampling
     from imod_demo.desk import Desk
-    from imod_serve.cli import read_api_key
+    from imod_serve.key import read_api_key
 
     if (folder is None) == (url is None):
         raise InputError("Give either --url with a server's address or a model folder DIR.")
-    key = read_api_key(api_key_file)
+    key, shown = read_api_key(api_key_file), FrameSampling(frames) if frames else None
     signal.signal(signal.SIGTERM, _interrupt)
     with ExitStack() as stack:
         desk = Desk((), max_tokens=max_tokens)
         stack.callback(desk.shelf.clear)
         found, whose = ((), "") if no_examples else _examples(examples, desk.shelf.root / "examples")
         if folder is not None:
-            targets = stack.enter_context(_served(folder, key, frames))
+            targets = stack.enter_context(_served(folder, key, shown))
         else:
-            targets = _targets(str(url), model, key, frames)
-        targets, beside = _compared(targets, compare, key, frames)
+            targets = _targets(str(url), model, key, shown)
+        targets, beside = _compared(targets, compare, key, shown)
         desk = replace(desk, targets=targets, beside=beside, examples=tuple(found), credits=whose)
         from imod_demo.app import launch  # gradio takes seconds to import: mistakes are told before
 
@@ -72,7 +74,7 @@ def demo(
 
 
 @contextmanager
-def _served(folder: Path, key: str | None, frames: int | None) -> Iterator[tuple["Target", ...]]:
+def _served(folder: Path, key: str | None, frames: "FrameSampling | None") -> Iterator[tuple["Target", ...]]:
     """A server of our own for a model folder, and what its files tell of the model."""
     import json
 
@@ -84,13 +86,11 @@ def _served(folder: Path, key: str | None, frames: int | None) -> Iterator[tuple
     with Server(folder, api_key=key) as server:
         config = json.loads((server.artifact.folder / "config.json").read_text(encoding="utf-8"))
         placeholders = media_token_ids(config) if server.artifact.modalities else None
-        client = Client(server.url, server.name, key)
-        sampling = server.artifact.frames
-        frames = frames or (sampling.num_frames if sampling else None)
-        yield (Target(server.name, client, frames, placeholders),)
+        client = Client(server.url, server.name, server.api_key)
+        yield (Target(server.name, client, frames or server.artifact.frames, placeholders),)
 
 
-def _targets(url: str, model: str | None, key: str | None, frames: int | None) -> tuple["Target", ...]:
+def _targets(url: str, model: str | None, key: str | None, frames: "FrameSampling | None") -> tuple["Target", ...]:
     """The models that a server lists, `model` first; the server may be down for now."""
     from imod_demo.talk import Target
     from imod_serve.client import Client
@@ -112,7 +112,7 @@ def _targets(url: str, model: str | None, key: str | None, frames: int | None) -
 
 
 def _compared(
-    targets: tuple["Target", ...], compare: str | None, key: str | None, frames: int | None
+    targets: tuple["Target", ...], compare: str | None, key: str | None, frames: "FrameSampling | None"
 ) -> tuple[tuple["Target", ...], "Target | None"]:
     """All models on offer, and the one that is asked beside the first."""
     if compare is None:

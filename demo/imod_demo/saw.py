@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from imod_core.media import SAMPLE_RATE, load_audio, load_image, load_video
+from imod_core.media import SAMPLE_RATE, load_audio, load_image
 from imod_core.mel import MelSettings, log_mel
+from imod_core.sampling import FrameSampling, load_clip
 from imod_demo.medium import Medium
 from imod_serve.answer import Answer
 
@@ -29,7 +30,7 @@ FEWEST_PAIRS = 3
 """Equal neighbours by which a token counts as a placeholder."""
 
 
-def saw_html(media: Sequence[Medium], frames: int | None) -> str:
+def saw_html(media: Sequence[Medium], frames: FrameSampling | None) -> str:
     """All media of a conversation as a model gets them."""
     if not media:
         return ""
@@ -92,7 +93,7 @@ def _heading(medium: Medium) -> str:
     return f"<h3>{escape(medium.name)}</h3>{changes}"
 
 
-def _seen(medium: Medium, frames: int | None) -> str:
+def _seen(medium: Medium, frames: FrameSampling | None) -> str:
     if medium.kind == "image":
         return f'<div class="frames"><img src="{_thumb(load_image(medium.path))}" alt="The picture as sent"></div>'
     if medium.kind == "audio":
@@ -100,14 +101,13 @@ def _seen(medium: Medium, frames: int | None) -> str:
     return _sampled(medium, frames) + (_heard(medium) if medium.sounding else "")
 
 
-def _sampled(medium: Medium, frames: int | None) -> str:
-    count = frames or FRAMES
-    pictures = load_video(medium.path, count)
-    times = np.linspace(0, medium.seconds or 0.0, count)
+def _sampled(medium: Medium, frames: FrameSampling | None) -> str:
+    clip = load_clip(medium.path, frames or FrameSampling(FRAMES))
+    count, times = len(clip.frames), [index / clip.fps for index in clip.indices]
     shown = "".join(
         f'<figure><img src="{_thumb(Image.fromarray(picture))}" alt="Frame {index} of {count}, at {at:.1f} seconds">'
         f"<figcaption>{at:.1f} s</figcaption></figure>"
-        for index, (picture, at) in enumerate(zip(pictures, times, strict=True), start=1)
+        for index, (picture, at) in enumerate(zip(clip.frames, times, strict=True), start=1)
     )
     words = f"the {count} frames that the model is given" if frames else f"{count} frames; the server may take others"
     return f'<p class="quiet">{words}</p><div class="frames" tabindex="0" aria-label="Frames">{shown}</div>'

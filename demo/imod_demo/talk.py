@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from imod_core.errors import ImodError, MissingFileError
+from imod_core.sampling import FrameSampling
 from imod_demo.conversation import Conversation
 from imod_serve.answer import Answer, Stream
 from imod_serve.client import Client
@@ -23,8 +24,8 @@ class Target:
 
     label: str
     client: Client
-    frames: int | None = None
-    """Frames of a clip that the model is known to see."""
+    frames: FrameSampling | None = None
+    """Which frames of a clip the model is known to see."""
     placeholders: dict[str, tuple[int, ...]] | None = None
     """Token ids that stand for media, by modality, where they are known."""
 

@@ -3,25 +3,50 @@
 from pathlib import Path
 from typing import Any
 
+from imod_core.errors import InputError, MissingFileError
 from imod_core.families import family_of
 
 
 def trained_class(folder: Path) -> tuple[Any, Any]:
     """The class that is trained and its configuration: of an omni model the thinker's, which needs no voices.
 
-    A folder of no family here goes by its model type. What transformers raises over a bad folder is left to the caller.
+    A folder of no family here goes by its model type.
+
+    Raises:
+        InputError: transformers does not know the architecture, or cannot read the configuration.
     """
     import transformers
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
     import imod_core.avt  # noqa: F401  (registers AVT with the Auto classes)
 
-    config = transformers.AutoConfig.from_pretrained(folder)
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise InputError(f"{folder} has no configuration that loads ({reason}): is it a model folder?") from None
     family = family_of(config.to_dict())
     if family and family.blueprint:
         return getattr(transformers, family.trains), getattr(config, family.core) if family.core else config
     several = config.model_type in (*MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, "avt")
     return transformers.AutoModelForImageTextToText if several else transformers.AutoModelForCausalLM, config
+
+
+def load_processor(folder: Path) -> Any:
+    """The processor of a model folder.
+
+    Raises:
+        MissingFileError: the folder has none that loads.
+    """
+    from transformers import AutoProcessor
+
+    import imod_core.avt  # noqa: F401  (registers AVT with the Auto classes)
+
+    try:
+        return AutoProcessor.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise MissingFileError(f"{folder} has no processor that loads ({reason}): complete it first.") from None
 
 
 def mend(model: Any) -> None:

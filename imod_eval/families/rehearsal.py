@@ -53,8 +53,9 @@ def _batches(model: Any, base: Path) -> dict[str, dict[str, Any]]:
     """Each probe with an answer behind it, as the model's forward takes it, labels included."""
     import torch
 
+    from imod_core.families.load import load_processor
     from imod_export.probes import FRAMES, default_probes
-    from imod_export.subject import Subject, load_processor, modalities, sampling
+    from imod_export.subject import Subject, modalities, sampling
 
     processor = load_processor(base)
     frames, rate = sampling(processor)

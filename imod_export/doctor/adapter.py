@@ -3,12 +3,13 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from imod_core.artifacts import read_json
 from imod_core.errors import ImodError
 from imod_export.adapter import CONFIG, WEIGHTS, read_adapter
 from imod_export.doctor.finding import Finding
 from imod_export.doctor.weights import adapter_weights
 from imod_export.plan import make_plan
-from imod_export.tensors import read_checkpoint, read_json
+from imod_export.tensors import read_checkpoint
 
 CHECK = "adapter"
 

@@ -7,9 +7,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from imod_core.artifacts import MANIFEST
+from imod_core.artifacts import MANIFEST, read_json
 from imod_core.errors import ImodError
-from imod_export.tensors import Checkpoint, read_checkpoint, read_json
+from imod_export.tensors import Checkpoint, read_checkpoint
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,12 @@
 from collections import Counter
 from collections.abc import Iterator
 
+from imod_core.artifacts import read_json
 from imod_core.errors import ImodError
 from imod_export.doctor.finding import Finding, Patient
 from imod_export.folder import DTYPE_KEYS
 from imod_export.quantised import quantisation, quantised_tensors
-from imod_export.tensors import DTYPES, read_json
+from imod_export.tensors import DTYPES
 
 CHECK = "storage"
 

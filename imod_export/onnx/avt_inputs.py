@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from imod_core.artifacts import read_json
 from imod_core.errors import InputError
 from imod_core.mel import MelSettings, log_mel
 from imod_core.samples import Message
@@ -17,7 +18,6 @@ from imod_export.onnx.chat import Chat
 from imod_export.onnx.layout import AUDIO, VISION
 from imod_export.onnx.pictures import PictureSettings, pixel_values, resize
 from imod_export.onnx.prompt import Encoding, Prompt
-from imod_export.tensors import read_json
 
 IMAGE, VIDEO, SOUND = "<|image|>", "<|video|>", "<|audio|>"
 

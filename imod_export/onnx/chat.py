@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from imod_core.artifacts import read_json
 from imod_core.errors import InputError, MissingExtraError, MissingFileError
 from imod_core.samples import Message, conversation
-from imod_export.tensors import read_json
 
 SPECIALS = ("bos_token", "eos_token", "pad_token", "unk_token")
 

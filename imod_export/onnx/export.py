@@ -10,11 +10,10 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from imod_core.artifacts import write_json, write_manifest
+from imod_core.artifacts import read_json, write_json, write_manifest
 from imod_core.console import console, track
 from imod_core.errors import InputError
 from imod_export.onnx.layout import FULL, SUFFIXES, file_name
-from imod_export.tensors import read_json
 
 PROCESSOR = "processor_config.json"
 """Which the runtime reads."""
@@ -45,9 +44,10 @@ def export_onnx(model: Path, target: Path, variants: Sequence[str] = (), small: 
         InputError: a kind of model that cannot be exported, or an unknown variant.
     """
     check_variants(variants)
+    from imod_core.families.load import load_processor
     from imod_export.onnx.components import components_of
     from imod_export.onnx.graph import OPSET, SMALL_BYTES, trace, write
-    from imod_export.subject import load_model, load_processor, release_memory
+    from imod_export.subject import load_model, release_memory
 
     limit = SMALL_BYTES if small is None else small
     target.mkdir(parents=True, exist_ok=True)
@@ -87,7 +87,7 @@ def check_variants(variants: Sequence[str]) -> None:
 def _copy_companions(model: Path, target: Path) -> None:
     """Configuration, tokenizer, template and processor; of a folder from before transformers 5 in today's files."""
     if not (model / PROCESSOR).is_file():
-        from imod_export.subject import load_processor
+        from imod_core.families.load import load_processor
 
         load_processor(model).save_pretrained(target)
     for name in COMPANIONS:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from imod_core.artifacts import read_json
 from imod_core.errors import InputError
 from imod_core.mel import MelSettings, log_mel
 from imod_core.samples import Message
@@ -19,7 +20,6 @@ from imod_export.onnx.chat import Chat
 from imod_export.onnx.layout import AUDIO, VISION
 from imod_export.onnx.pictures import PictureSettings, pixel_values, resize
 from imod_export.onnx.prompt import Encoding, Prompt
-from imod_export.tensors import read_json
 
 NUM_FRAMES = 8
 """Taken evenly from a video, as `imod ask` and the parity probes do for models that do not say."""

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from imod_core.console import track
 from imod_core.errors import InputError
+from imod_core.families.load import load_processor
 from imod_core.modality import media_token_ids
 from imod_export.compare import common_prefix, distance, faults_of, same_greedy
 from imod_export.onnx.layout import AUDIO, DECODER, EMBED, FULL, VISION
@@ -29,7 +30,6 @@ from imod_export.subject import (
     POSITIONS,
     Subject,
     load_model,
-    load_processor,
     modalities,
     placeholder_ids,
     release_memory,

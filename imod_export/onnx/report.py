@@ -4,7 +4,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from imod_core.artifacts import write_json, write_text
+from imod_core.artifacts import read_json, write_json, write_text
 from imod_export.onnx.parity import OnnxReport, PartError, WeightCheck
 from imod_export.page import STYLE, bar, bullets, mark, number, table
 from imod_export.report import (
@@ -18,7 +18,6 @@ from imod_export.report import (
     probe_row,
     tolerance_row,
 )  # fmt: skip
-from imod_export.tensors import read_json
 
 END = "</body></html>"
 

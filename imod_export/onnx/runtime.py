@@ -12,13 +12,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from imod_core.artifacts import read_json
 from imod_core.errors import InputError, MissingFileError
 from imod_core.samples import Message
 from imod_export.onnx.chat import Chat
 from imod_export.onnx.layout import EMBED
 from imod_export.onnx.prompt import Encoding, Prompt
 from imod_export.onnx.sessions import Decoding, Graphs
-from imod_export.tensors import read_json
 
 
 class Inputs(Protocol):

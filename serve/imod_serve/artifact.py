@@ -1,13 +1,13 @@
 """What a model folder says about how it wants to be served: read from its JSON files, nothing is loaded."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from imod_core.artifacts import read_json
 from imod_core.errors import InputError, MissingFileError
 from imod_core.modality import modalities
-from imod_core.sampling import FrameSampling
+from imod_core.sampling import FrameSampling, stored_settings
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,8 @@ class Artifact:
     """`float32`, `bfloat16` or `float16`, as the weights lie on disk."""
     frames: FrameSampling | None
     """Which frames of a video training takes; None for a model without videos."""
+    frame_tokens: int | None
+    """Most tokens of a video's frame, where the processor is told to cap them."""
     chat_template: Path | None
     """A template file of its own, which wins over one inside the tokenizer's JSON."""
 
@@ -51,6 +53,7 @@ def read_artifact(folder: Path | str) -> Artifact:
         max_positions=text.get("max_position_embeddings"),
         dtype=_first(config, core, text, keys=("dtype", "torch_dtype")),
         frames=FrameSampling.read(folder) if "video" in taken else None,
+        frame_tokens=_frame_tokens(folder) if "video" in taken else None,
         chat_template=template if template.is_file() else None,
     )
 
@@ -66,7 +69,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise MissingFileError(f"{folder} has no config.json: expected a model folder as `imod export` writes it.")
-    return _read_json(path)
+    return read_json(path)
 
 
 def _check_weights(folder: Path) -> None:
@@ -74,14 +77,9 @@ def _check_weights(folder: Path) -> None:
         raise MissingFileError(f"{folder} holds no weights: expected *.safetensors beside config.json.")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is not valid JSON ({error}): write the folder anew.") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path} holds {type(content).__name__}: expected a JSON object.")
-    return content
+def _frame_tokens(folder: Path) -> int | None:
+    _, settings = stored_settings(folder)
+    return settings.get("max_video_tokens") if settings.get("cap_pixels_per_frame") else None
 
 
 def _first(*places: dict[str, Any], keys: tuple[str, ...]) -> Any:

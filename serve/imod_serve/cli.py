@@ -1,7 +1,6 @@
 """`imod serve` and `imod ask`."""
 
 import json
-import os
 import signal
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from imod_core.errors import ImodError, InputError, MissingFileError
+from imod_serve.key import read_api_key
 
 if TYPE_CHECKING:
     from imod_serve.local import LocalModel
@@ -131,18 +131,6 @@ def _local(folder: Path, variant: str | None) -> "LocalModel | OnnxLocal":
     from imod_serve.local import LocalModel
 
     return LocalModel(folder)
-
-
-def read_api_key(file: Path | None) -> str | None:
-    """The key from a file, else from IMOD_API_KEY, else none. A key never comes by the command line."""
-    if file is None:
-        return os.environ.get("IMOD_API_KEY") or None
-    if not file.is_file():
-        raise MissingFileError(f"--api-key-file is {file}, which does not exist.")
-    key = file.read_text(encoding="utf-8").strip()
-    if not key:
-        raise InputError(f"--api-key-file is {file}, which is empty: expected one line with the key.")
-    return key
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:

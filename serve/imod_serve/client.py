@@ -1,6 +1,5 @@
 """Ask a server: files or bytes in, an answer out. Any server will do that speaks OpenAI's chat protocol."""
 
-import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from typing import Any
 from imod_core.errors import ImodError, InputError, MissingExtraError
 from imod_core.samples import Sample
 from imod_serve.answer import Answer, Stream
+from imod_serve.key import checked_key, read_api_key
 from imod_serve.messages import Media, Turn, sample_messages, turn_messages
 
 TIMEOUT = 120.0
@@ -51,7 +51,7 @@ class Client:
         self.url, self.timeout, self._model = url.rstrip("/").removesuffix("/v1"), timeout, model
         self._openai = openai.OpenAI(
             base_url=f"{self.url}/v1",
-            api_key=api_key or os.environ.get("IMOD_API_KEY") or "none",
+            api_key=checked_key(api_key, "the argument api_key") or read_api_key() or "none",
             timeout=openai.Timeout(timeout, connect=min(timeout, CONNECT_SECONDS)),
             max_retries=retries,
             # A proxy set in the environment cannot reach this machine's own loopback.

@@ -7,6 +7,7 @@ that are allowed. What it refuses ends as a 400 with the reason.
 import base64
 import binascii
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,9 @@ class LimitedIO(MediaIO[Any]):
             pictures = [_bytes(picture) for picture in data.split(",")]
             if len(pictures) > self.limits.video_frames:
                 raise VLLMValidationError(f"The video has {len(pictures):,} frames, more than are taken here.")
-            self._look_at(pictures, check_image)
+            # Of a video, so no larger than its frames may be: all are decoded at once.
+            largest = min(self.limits.image_pixels, self.limits.video_pixels)
+            self._look_at(pictures, check_image, replace(self.limits, image_pixels=largest))
         else:
             self._look_at([_bytes(data)], self.check)
         return self._decoded(self.inner.load_base64, media_type, data)
@@ -82,10 +85,12 @@ class LimitedIO(MediaIO[Any]):
     def load_file(self, filepath: Path) -> Any:
         raise VLLMValidationError("Files of the server's machine are not read.")
 
-    def _look_at(self, items: list[bytes], check: Callable[[bytes, Limits], None]) -> None:
+    def _look_at(
+        self, items: list[bytes], check: Callable[[bytes, Limits], None], limits: Limits | None = None
+    ) -> None:
         try:
             for data in items:
-                check(data, self.limits)
+                check(data, limits or self.limits)
         except InputError as error:
             raise VLLMValidationError(str(error)) from None
 

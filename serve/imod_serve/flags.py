@@ -13,6 +13,8 @@ from imod_serve.vllm_plugin import CONNECTOR, VIDEO_BACKEND
 
 MAX_LEN_CPU = 4096
 """Tokens; on a CPU the KV cache of longer prompts does not fit into the space that we give it by default."""
+BATCH, LONGEST_BATCH = 8_192, 32_768
+"""Tokens that a GPU computes at once: vLLM's own default at least, more for the sake of long videos."""
 SEQUENCES_CPU = 8
 """Requests answered at once on a CPU."""
 GUARD = "imod_serve.guard.Guard"
@@ -155,7 +157,13 @@ def _length(artifact: Artifact, asked: int | None, cpu: bool) -> dict[str, str]:
     length = asked or artifact.max_positions
     if not length:
         return {}
-    return {"--max-model-len": str(min(length, MAX_LEN_CPU) if cpu and not asked else length)}
+    length = min(length, MAX_LEN_CPU) if cpu and not asked else length
+    flags = {"--max-model-len": str(length)}
+    if artifact.frames and artifact.frames.rule:
+        # A video longer than vLLM's batch is refused, unless as many tokens as 14 pictures hold it: limits on pictures
+        # would be limits on the length of videos.
+        flags["--max-num-batched-tokens"] = str(min(max(length, BATCH), LONGEST_BATCH) if not cpu else length)
+    return flags
 
 
 def _media(artifact: Artifact, limits: Limits) -> dict[str, str]:
@@ -166,6 +174,10 @@ def _media(artifact: Artifact, limits: Limits) -> dict[str, str]:
     if artifact.frames:
         backend = {"video_backend": VIDEO_BACKEND} if artifact.frames.rule else {}
         flags["--media-io-kwargs"] = json.dumps({"video": {**backend, **artifact.frames.to_json()}})
+    if artifact.frame_tokens:
+        # vLLM reserves memory for a video by these, and would by the folder's own reserve it for two frames.
+        cap = {"cap_pixels_per_frame": True, "max_video_tokens": artifact.frame_tokens}
+        flags["--mm-processor-kwargs"] = json.dumps({"videos_kwargs": cap})
     return flags
 
 

@@ -21,6 +21,7 @@ from imod_core.errors import CheckFailed, ImodError, InputError, MissingExtraErr
 from imod_serve.address import LOOPBACK, check_host, check_port, free_port, local_url
 from imod_serve.artifact import read_artifact
 from imod_serve.flags import BASE_SUFFIX, server_environment, server_flags
+from imod_serve.key import checked_key
 from imod_serve.limits import READY, Limits
 from imod_serve.log import LogTail
 from imod_serve.lora import find_adapter, prepare_adapter
@@ -78,7 +79,9 @@ class Server:
     ):
         _check_vllm()
         self.host, self.port = host, port or free_port(host)
-        self.api_key = api_key or os.environ.get("VLLM_API_KEY") or None
+        self.api_key = checked_key(api_key, "the argument api_key") or checked_key(
+            os.environ.get("VLLM_API_KEY"), "VLLM_API_KEY"
+        )
         self.timeout, self.wants_probe, self.restarts = timeout, probe, restarts
         check_host(host, self.api_key)
         self._work = tempfile.TemporaryDirectory(prefix="imod-serve-")
@@ -110,7 +113,7 @@ class Server:
             self.flags, cpu=self.cpu, api_key=self.api_key, limits=limits, loopback=host in LOOPBACK
         ) | {READY: str(self._ready)}
         passed_on = str(log) == "-"
-        self.log = LogTail(Path(log) if log and not passed_on else _new_log(), sys.stderr if passed_on else None)
+        self.log = LogTail(_log(log) if log and not passed_on else _new_log(), sys.stderr if passed_on else None)
         self.process: VllmProcess | None = None
 
     @property
@@ -197,13 +200,15 @@ class Server:
         from imod_serve.client import Client
         from imod_serve.probe import probe, probe_adapter
 
-        client, modalities = Client(self.url, self.name, self.api_key), self.modalities
+        def client(name: str) -> Client:
+            return Client(self.url, name, self.api_key, timeout=self.timeout, retries=0)
+
+        asked, modalities = client(self.name), self.modalities
         with console.status("Asking test questions of each kind"):
-            findings = probe(client, modalities)
+            findings = probe(asked, modalities)
             note(str(findings), tokens=findings.tokens, changes=findings.changes)
             if self.sources:
-                base = Client(self.url, f"{self.name}{BASE_SUFFIX}", self.api_key)
-                change = probe_adapter(client, base, modalities)
+                change = probe_adapter(asked, client(f"{self.name}{BASE_SUFFIX}"), modalities)
                 note(f"The adapter changes the first token's log probabilities by {change:.2g}", change=change)
         return {"tokens": findings.tokens, "changes": findings.changes}
 
@@ -214,6 +219,15 @@ class Server:
         from imod_export.source import Identity
 
         return Identity(self.sources).get
+
+
+def _log(place: Path | str) -> Path:
+    """A log file that can be written; raises InputError if it cannot."""
+    try:
+        Path(place).open("ab").close()
+    except OSError as error:
+        raise InputError(f"The log {place} cannot be written ({error.strerror}): give another --log.") from None
+    return Path(place)
 
 
 def on_cpu() -> bool:

@@ -21,15 +21,17 @@ class LocalModel:
         if not self.artifact.modalities:
             raise InputError(f"{self.artifact.folder} is a text model: `imod ask --model` wants a multimodal one.")
         import torch
-        from transformers import AutoProcessor
+        from safetensors import SafetensorError
 
-        import imod_core.avt  # noqa: F401  (registers AVT with the Auto classes)
-        from imod_core.families.load import mend, trained_class
+        from imod_core.families.load import load_processor, mend, trained_class
 
-        self.processor: Any = AutoProcessor.from_pretrained(self.artifact.folder)
+        self.processor: Any = load_processor(self.artifact.folder)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         kind, config = trained_class(self.artifact.folder)
-        model: Any = kind.from_pretrained(self.artifact.folder, config=config, dtype="auto")
+        try:
+            model: Any = kind.from_pretrained(self.artifact.folder, config=config, dtype="auto")
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise InputError(f"{self.artifact.folder} does not load ({str(error).splitlines()[0]}).") from None
         mend(model)
         self.model = model.to(device).eval()
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from imod_core.artifacts import write_json
+from imod_core.artifacts import read_json, write_json
 from imod_core.errors import InputError, MissingFileError
 from imod_core.families.served import adapter_for_vllm
 
@@ -67,7 +67,7 @@ def prepare_adapter(sources: "Sources", work: Path) -> ServedAdapter:
     from imod_export.adapter import read_adapter
     from imod_export.plan import make_plan
     from imod_export.processor import set_media
-    from imod_export.tensors import read_checkpoint, read_json
+    from imod_export.tensors import read_checkpoint
 
     adapter = read_adapter(sources.adapters[0].adapter)
     plan = make_plan(read_checkpoint(sources.base), adapter)

@@ -282,3 +282,9 @@ def test_a_real_clip_that_was_cut_is_refused(name: str) -> None:
     for share in (0.3, 0.7):
         with pytest.raises(InputError):
             load_video(whole[: int(share * len(whole))], 8)
+
+
+def test_raw_samples_are_no_sound_that_can_be_read(tmp_path):
+    (tmp_path / "a.raw").write_bytes(bytes(640))
+    with pytest.raises(InputError, match=r"a\.raw"):
+        load_audio(tmp_path / "a.raw")

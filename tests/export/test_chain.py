@@ -74,9 +74,10 @@ class Deaf:
 
 def test_a_link_that_drops_media_is_caught_by_its_controls(merged):
     """It gives the right logits, whatever medium it is asked with; only the swapped media can tell."""
+    from imod_core.families.load import load_processor
     from imod_export.folder_link import FolderLink
     from imod_export.parity import ask_merged, prepare
-    from imod_export.subject import Subject, load_model, load_processor
+    from imod_export.subject import Subject, load_model
 
     chain = Chain(merged, "float32")
     probes, _ = prepare(chain)

@@ -13,11 +13,12 @@ from safetensors.torch import load_file, save_file
 
 from imod_core.cli import imod
 from imod_core.errors import CheckFailed
+from imod_core.families.load import load_processor
 from imod_export.onnx.export import COMPANIONS, export_onnx
 from imod_export.onnx.graph import DUPLICATE_BYTES, OPSET, duplicates, trace, write
 from imod_export.onnx.layout import AUDIO, COMPONENTS, DECODER, EMBED, KEEP, SUFFIXES, VISION, data_name, file_name
 from imod_export.onnx.variants import dequantized, precise_nodes, weight_errors, write_variant
-from imod_export.subject import load_model, load_processor
+from imod_export.subject import load_model
 from imod_export.tolerances import ONNX_WEIGHT
 
 CLOSE = 2e-5

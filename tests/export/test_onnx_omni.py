@@ -12,13 +12,14 @@ from PIL import Image
 
 from imod_core.avt.tiny import _tokenizer
 from imod_core.cli import imod
+from imod_core.families.load import load_processor
 from imod_core.samples import Message
 from imod_export.compare import same_greedy
 from imod_export.onnx.layout import AUDIO, VISION
 from imod_export.onnx.omni_inputs import smart_size
 from imod_export.onnx.runtime import OnnxModel
 from imod_export.probes import Probe, draw_picture, draw_sound, draw_video
-from imod_export.subject import Subject, load_model, load_processor, placeholder_ids
+from imod_export.subject import Subject, load_model, placeholder_ids
 from imod_export.tolerances import ONNX
 
 TOKENS = {

@@ -12,6 +12,7 @@ from helpers import call
 from transformers import WhisperFeatureExtractor
 
 from imod_core.errors import InputError, MissingFileError
+from imod_core.families.load import load_processor
 from imod_core.mel import MelSettings, log_mel, mel_filters
 from imod_core.samples import Message
 from imod_export.compare import same_greedy
@@ -19,7 +20,7 @@ from imod_export.onnx.avt_inputs import frame_indices
 from imod_export.onnx.pictures import BICUBIC, BILINEAR, resize
 from imod_export.onnx.runtime import OnnxModel
 from imod_export.probes import Probe, default_probes, draw_picture, draw_sound, draw_video
-from imod_export.subject import Subject, load_model, load_processor, placeholder_ids
+from imod_export.subject import Subject, load_model, placeholder_ids
 from imod_export.tolerances import ONNX, ONNX_PART
 
 KINDS = ["text", "image", "audio", "video", "image+audio", "video+audio"]

@@ -11,11 +11,12 @@ from torch import nn
 
 from imod_core.artifacts import model_identity
 from imod_core.families import BACKBONES, FAMILIES
+from imod_core.families.load import load_processor
 from imod_core.modality import modalities
 from imod_export.doctor import vllm_source
 from imod_export.doctor.cli import examine
 from imod_export.probes import default_probes
-from imod_export.subject import Subject, load_model, load_processor, read_config
+from imod_export.subject import Subject, load_model, read_config
 from imod_export.tensors import read_checkpoint
 from tests.helpers import call
 

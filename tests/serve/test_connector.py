@@ -1,5 +1,6 @@
 """Damaged media through the connector and vLLM's own decoders: each is read, or refused as the client's mistake."""
 
+import base64
 import io
 from contextlib import suppress
 
@@ -57,3 +58,11 @@ def test_a_sound_that_names_an_encoding_that_it_is_not_in_is_refused():
     wav = hostile.sound(1, 0.1)
     with pytest.raises(VLLMValidationError, match=r"cannot be decoded \(.*ADPCM.*: send a whole file"):
         reader("audio").load_bytes(wav[:20] + b"\2" + wav[21:])
+
+
+def test_a_video_as_pictures_is_held_to_the_pixels_of_a_frame():
+    frame = base64.b64encode(encoded("JPEG")).decode()
+    small = LimitedIO(VideoMediaIO(ImageMediaIO(), num_frames=4), Limits(video_pixels=255))
+    with pytest.raises(VLLMValidationError, match="256 pixels: at most 255"):
+        small.load_base64("video/jpeg", f"{frame},{frame}")
+    assert reader("video").load_base64("video/jpeg", f"{frame},{frame}") is not None

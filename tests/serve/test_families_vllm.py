@@ -13,13 +13,14 @@ import pytest
 import torch
 
 from imod_core.families import FAMILIES, NATIVE
+from imod_core.families.load import load_processor
 from imod_core.families.shrunken import build_shrunken
 from imod_core.media import Clip
 from imod_core.positions import after_videos, mend_video_positions
 from imod_core.samples import Message
 from imod_core.sampling import FrameSampling, as_clip, load_clip
 from imod_export.probes import Probe, draw_picture, draw_sound, draw_video
-from imod_export.subject import WEAVE, Subject, load_model, load_processor, placeholder_ids, read_config
+from imod_export.subject import WEAVE, Subject, load_model, placeholder_ids, read_config
 
 pytestmark = pytest.mark.timeout(400)
 

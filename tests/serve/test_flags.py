@@ -53,6 +53,24 @@ def test_flags_follow_the_folder(folder):
     assert value(found, "--allowed-media-domains") == "media.invalid"
 
 
+def test_a_native_models_batch_holds_its_videos(folder):
+    """vLLM refuses a video of more tokens than its batch has, and of more than a few of its largest pictures."""
+    assert "--max-num-batched-tokens" not in flags(folder), "AVT's videos are a few frames"
+    (folder / "processor_config.json").unlink()
+    change(folder, model_type="qwen3_vl", vision_config={})
+    cap = {"cap_pixels_per_frame": True, "max_video_tokens": 128}
+    settings = {"video_processor_type": "Qwen3VLVideoProcessor", **cap}
+    (folder / "video_preprocessor_config.json").write_text(json.dumps(settings))
+    for length, tokens in ((4096, 8192), (20_000, 20_000), (262_144, 32_768)):
+        change(folder, text_config={"max_position_embeddings": length})
+        assert value(flags(folder), "--max-num-batched-tokens") == str(tokens)
+    assert value(flags(folder, cpu=True), "--max-num-batched-tokens") == "4096"
+    assert json.loads(value(flags(folder), "--mm-processor-kwargs")) == {"videos_kwargs": cap}
+    (folder / "video_preprocessor_config.json").write_text("[1]")
+    with pytest.raises(InputError, match="holds list"):
+        flags(folder)
+
+
 def test_a_text_model_gets_no_media_flags(folder):
     (folder / "config.json").write_text(json.dumps({"model_type": "llama", "max_position_embeddings": 512}))
     found = flags(folder)

@@ -36,6 +36,12 @@ def test_a_start_that_takes_too_long_is_given_up_and_cleaned_away(base, monkeypa
     assert gone(started)
 
 
+@pytest.mark.parametrize("log", ["no/such/folder/log", "."])
+def test_a_log_that_cannot_be_written_is_one_sentence(log, base, tmp_path):
+    with pytest.raises(InputError, match=r"The log .* cannot be written \((No such file or|Is a) directory\)"):
+        Server(base, log=tmp_path / log)
+
+
 def test_another_host_needs_a_key(base, monkeypatch, tmp_path):
     monkeypatch.delenv("VLLM_API_KEY", raising=False)
     with pytest.raises(InputError, match="IMOD_API_KEY"):

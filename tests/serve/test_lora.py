@@ -63,6 +63,11 @@ def test_the_adapters_projectors_are_the_ones_that_see_and_hear(unmerged, merged
         assert abs(value - best_logprob(local, tag, media)) > 10 * CLOSE
 
 
+def test_the_server_is_a_link_of_the_chain_by_its_adapter(unmerged, merged, tmp_path):
+    """And not by the base, which it lists as well."""
+    assert call("parity", merged, "--against", unmerged.url, "--out", tmp_path / "parity") == (0, "")
+
+
 def best_logprob(local, tag, media):
     """Of the first token that transformers would choose."""
     sources = {"<image>": [media.image], "<audio>": [media.audio], "<video>": []}

@@ -9,6 +9,7 @@ import yaml
 from helpers import call
 
 from imod_core.avt.states import TowerStates
+from imod_core.errors import InputError
 from imod_core.samples import read_samples
 from imod_train.attachment import attach
 from imod_train.base import core_config, load_base
@@ -117,6 +118,13 @@ def test_the_command_tells_all_of_it_and_judges_the_memory(recipe: Path, capsys:
     assert call("train", recipe, "--memory", "24GB", "--out", "x").code == 2
     assert call("train", recipe, "--plan", "--memory", "plenty").code == 2
     assert call("train", recipe).code == 2
+
+
+def test_a_base_that_transformers_does_not_know_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "unheard-of"}))
+    recipe = parse_recipe({"base": str(tmp_path), "stages": [{"name": "tune", "data": ["d.jsonl"], "steps": 1}]})
+    with pytest.raises(InputError, match=r"no configuration that loads \(.*unheard-of"):
+        make_plan(recipe)
 
 
 def test_a_native_plan_needs_no_weights(scenes: Path, tmp_path: Path) -> None:
