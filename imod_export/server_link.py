@@ -62,6 +62,7 @@ class ServerLink:
             settings = {
                 "model": model, "temperature": 0, "max_tokens": NEW_TOKENS, "logprobs": True, "top_logprobs": SUPPORT,
                 "return_tokens_as_token_ids": True, "logit_bias": {str(i): -100 for i in suppressed},
+                "repetition_penalty": 1.0,  # the folder's generation_config.json may name another
             }  # fmt: skip
             replies = {}
             for question in track(questions, f"Server at {self.url} on probes"):

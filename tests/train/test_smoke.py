@@ -66,7 +66,7 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 @pytest.mark.server
-@pytest.mark.parametrize("name", ["avt-smollm2", "qwen2.5-omni"])
+@pytest.mark.parametrize("name", ["avt-smollm2", "qwen2.5-omni", "qwen3-vl"])
 def test_the_road_over_http(name: str, walked: Callable[[str], Path]) -> None:
     report = read_json(walked(name) / "parity-server/parity.json")
     assert report["passed"]
