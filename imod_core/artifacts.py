@@ -55,7 +55,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
-        raise InputError(f"{path} is not valid JSON: expected a JSON object.") from None
+        raise InputError(f"{path} is not JSON: expected a JSON object.") from None
     if not isinstance(values, dict):
         raise InputError(f"{path} holds {type(values).__name__}: expected a JSON object.")
     return values

@@ -4,8 +4,10 @@ import os
 import re
 import signal
 import time
+from contextlib import suppress
 
 import httpx
+import psutil
 import pytest
 import soundfile
 from PIL import Image
@@ -153,37 +155,61 @@ def talkative(client):
     return next(q for q in questions if client.chat([Turn("user", q)], max_tokens=1024).completion_tokens == 1024)
 
 
-def begin_long_answer(page, question):
+@pytest.fixture
+def halted():
+    """Processes that a test has halted, which go on when it ends."""
+    found = []
+    yield found
+    for process in found:
+        with suppress(psutil.NoSuchProcess):
+            process.resume()
+
+
+def begin_long_answer(page, client, pid, halted):
+    """Ask for 1,024 tokens and halt the server's engine, below process `pid`, at some of the first."""
+    engine = next(p for p in psutil.Process(pid).children(recursive=True) if p.name().startswith("VLLM::Engine"))
+    question, before = talkative(client), generated(client)
     page.click("#more > button")
     page.fill("#length input[type=number]", "1024")
     page.keyboard.press("Tab")
     page.fill("#question textarea", question)
     page.click("#ask")
+    while generated(client) < before + 4:
+        time.sleep(0.005)
+    engine.suspend()
+    halted.append(engine)
     page.locator("#chat-1 .message.bot .md").wait_for()
 
 
-def test_stop_keeps_what_was_said_and_frees_the_server(page, demo, client):
-    begin_long_answer(page, talkative(client))
+def generated(client):
+    """Tokens that the server has told so far."""
+    return metric(client, "vllm:generation_tokens_total")
+
+
+def metric(client, name):
+    metrics = httpx.get(f"{client.url}/metrics", trust_env=False).text
+    return sum(float(n) for n in re.findall(rf"^{name}\{{.*\}} (\S+)", metrics, re.M))
+
+
+def test_stop_keeps_what_was_said_and_frees_the_server(page, demo, client, halted):
+    begin_long_answer(page, client, demo.process.pid, halted)
+    told = generated(client)
     page.click("#stop")
     page.locator("#stop[disabled]").wait_for()
-    assert bubbles(page)[-1]
-    until = time.monotonic() + ANSWER_SECONDS
-    while _running(client) and time.monotonic() < until:
-        time.sleep(0.2)
-    assert _running(client) == 0
     stopped = bubbles(page)[-1]
-    time.sleep(0.5)
+    assert stopped
+    halted.pop().resume()
+    until = time.monotonic() + ANSWER_SECONDS
+    while metric(client, "vllm:num_requests_running") and time.monotonic() < until:
+        time.sleep(0.2)
+    assert metric(client, "vllm:num_requests_running") == 0
+    assert generated(client) < told + 500, "it was not computed to its end"
     assert bubbles(page)[-1] == stopped
     page.fill("#length input[type=number]", "8")
     page.keyboard.press("Tab")
     page.fill("#question textarea", "And now?")
     page.click("#ask")
     page.locator("#chat-1 .message.bot").nth(1).wait_for()
-
-
-def _running(client):
-    metrics = httpx.get(f"{client.url}/metrics", trust_env=False).text
-    return sum(float(n) for n in re.findall(r"^vllm:num_requests_running\{.*\} (\S+)", metrics, re.M))
 
 
 @pytest.mark.parametrize("kind", ["video", "photo", "audio"])
@@ -313,11 +339,11 @@ def test_two_models_answer_side_by_side_behind_a_proxys_path(browser, compared, 
     context.close()
 
 
-def test_a_server_killed_in_mid_answer_is_a_sentence_and_retry_works_once_it_is_back(browser, compared, other):
+def test_a_server_killed_in_mid_answer_is_a_sentence_and_retry_works_once_it_is_back(browser, compared, other, halted):
     context = browser.new_context()
     context.set_default_timeout(ANSWER_SECONDS * 1000)
     page = opened(context.new_page(), compared[0].url.removesuffix("/imod"))
-    begin_long_answer(page, talkative(Client(other.url)))
+    begin_long_answer(page, Client(other.url), other.process.pid, halted)
     os.killpg(other.process.pid, signal.SIGKILL)
     notice = page.locator("#notice-1 [role=alert]")
     notice.wait_for()

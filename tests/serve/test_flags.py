@@ -198,7 +198,7 @@ def test_what_is_no_model_folder_is_refused_with_what_to_do(folder, tmp_path):
     with pytest.raises(MissingFileError, match=r"config\.json"):
         read_artifact(tmp_path)
     (folder / "config.json").write_text("{")
-    with pytest.raises(InputError, match="not valid JSON"):
+    with pytest.raises(InputError, match="is not JSON"):
         read_artifact(folder)
     change_to_adapter = folder / "adapter_config.json"
     change_to_adapter.write_text("{}")
