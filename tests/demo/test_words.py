@@ -12,6 +12,7 @@ import pytest
 from helpers import imod
 from packaging.requirements import Requirement
 
+from imod_core.sampling import FrameSampling
 from imod_demo.conversation import Conversation
 from imod_demo.examples import examples_from
 from imod_demo.matter import Finding, in_words, matter_html, verdict
@@ -81,7 +82,7 @@ def test_examples_come_from_a_scenes_folder_each_with_what_its_question_needs(sc
     assert len(found) >= 3
     assert all(example.question.endswith("?") for example in found)
     assert {medium.kind for example in found for medium in example.media} >= {"video"}
-    html = saw_html(found[0].media, 2)
+    html = saw_html(found[0].media, FrameSampling(2))
     assert html.count("<figure>") == 2
 
 
