@@ -1,0 +1,1 @@
+"""A package, so that its servers and browsers, fixtures of that scope, end with its tests."""
