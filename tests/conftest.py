@@ -13,6 +13,8 @@ from helpers import imod
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of two test processes would wait for each other by spinning
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the marks
