@@ -8,6 +8,7 @@ import json
 import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 import transformers
@@ -21,6 +22,8 @@ from imod_core.families.family import Blueprint, Family
 ROWS_MULTIPLE = 128
 """The embedding has rows beyond the tokenizer's last id, as on the hub."""
 SHARDS = 3
+SPREAD = 0.1
+"""Standard deviation of weights that transformers leaves alone."""
 
 
 def build_shrunken(family: Family, out: Path, seed: int = 0) -> None:
@@ -77,9 +80,24 @@ def _write_weights(blueprint: Blueprint, folder: Path, seed: int) -> None:
     """Shards and their index; transformers turns its own names of today into those of the hub as it saves."""
     logging.disable_progress_bar()
     torch.manual_seed(seed)
-    model = getattr(transformers, blueprint.model)(transformers.AutoConfig.from_pretrained(folder))
+    model = _initialised(getattr(transformers, blueprint.model), transformers.AutoConfig.from_pretrained(folder))
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     with TemporaryDirectory(dir=folder, prefix=".") as place:
         model.save_pretrained(place, max_shard_size=-(-size // SHARDS))
         for path in Path(place).glob("model*"):
             shutil.move(path, folder / path.name)
+
+
+def _initialised(kind: Any, config: Any) -> Any:
+    """A random model without a weight that transformers leaves as the memory was, as it does a talker's experts."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)  # fills new memory with NaN
+    try:
+        model = kind(config)
+    finally:
+        torch.use_deterministic_algorithms(before)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if not parameter.isfinite().all():
+                parameter.normal_(0, SPREAD)
+    return model

@@ -125,6 +125,19 @@ def test_every_medium_changes_what_the_model_says(shrunken, name):
             assert difference.abs().max() > 1e-3, (probe.name, kind)
 
 
+def test_no_weight_is_what_the_memory_held_before(tmp_path):
+    """transformers leaves the experts of a talker uninitialised."""
+    written = []
+    for name in ("one", "other"):
+        before = [torch.full((1 << 16,), float("nan")) for _ in range(50)]
+        del before
+        assert call("base", "build", "--shrunken", "qwen3-omni", "--out", tmp_path / name).code == 0
+        shards = [load_file(path) for path in sorted((tmp_path / name).glob("*.safetensors"))]
+        written.append({key: tensor for shard in shards for key, tensor in shard.items()})
+    assert all(tensor.isfinite().all() for tensor in written[0].values())
+    assert all(torch.equal(tensor, written[1][key]) for key, tensor in written[0].items())
+
+
 def test_the_seed_decides(tmp_path):
     for folder, seed in (("a", 0), ("b", 0), ("c", 1)):
         assert call("base", "build", "--shrunken", "qwen2.5-vl", "--out", tmp_path / folder, "--seed", seed).code == 0
