@@ -40,3 +40,8 @@ class CheckFailed(ImodError):
     """A comparison or inspection ran to its end and found something wrong."""
 
     exit_code = 1
+
+
+def first_line(error: Exception) -> str:
+    """What an error of somebody else's says in its first line, or its type where it says nothing."""
+    return str(error).strip().split("\n")[0] or type(error).__name__

@@ -6,8 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from imod_core.errors import InputError
-from imod_export.subject import first_line
+from imod_core.errors import InputError, first_line
 
 
 def attach_adapters(model: Any, adapters: Sequence[tuple[Path, float]]) -> Any:

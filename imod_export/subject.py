@@ -13,7 +13,7 @@ from imod_core import modality
 from imod_core.artifacts import read_json
 from imod_core.avt.prompts import conversation
 from imod_core.console import console
-from imod_core.errors import InputError
+from imod_core.errors import InputError, first_line
 from imod_core.families.load import mend, trained_class
 from imod_core.media import SAMPLE_RATE
 from imod_core.sampling import FrameSampling, video_arguments
@@ -163,7 +163,3 @@ def release_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__

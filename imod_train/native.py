@@ -14,7 +14,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from imod_core.avt.prompts import IGNORED_LABEL, check_texts
-from imod_core.errors import InputError
+from imod_core.errors import InputError, first_line
 from imod_core.media import SAMPLE_RATE, load_audio, load_image
 from imod_core.modality import modalities
 from imod_core.pixels import limit_pixels
@@ -80,7 +80,7 @@ class SampleEncoder:
                 text=[render(self.processor, messages)], return_tensors="pt", **self._arguments(media, woven > 0)
             )
         except (ValueError, TypeError, IndexError, StopIteration) as error:
-            raise InputError(f"The sample '{sample.id}' does not suit this model: {_first_line(error)}") from None
+            raise InputError(f"The sample '{sample.id}' does not suit this model: {first_line(error)}") from None
         return {name: value for name, value in batch.items() if isinstance(value, torch.Tensor)}
 
     def positions(self, item: dict[str, torch.Tensor], woven: bool) -> torch.Tensor:
@@ -232,7 +232,3 @@ def _sampling(processor: Any, media: MediaSettings) -> FrameSampling:
     if media.video_frames:
         return FrameSampling(media.video_frames, rule=type(videos).__name__)
     return FrameSampling.of(videos)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__

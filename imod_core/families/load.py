@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from imod_core.errors import InputError, MissingFileError
+from imod_core.errors import InputError, MissingFileError, first_line
 from imod_core.families import family_of
 
 
@@ -23,8 +23,9 @@ def trained_class(folder: Path) -> tuple[Any, Any]:
     try:
         config = transformers.AutoConfig.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise InputError(f"{folder} has no configuration that loads ({reason}): is it a model folder?") from None
+        raise InputError(
+            f"{folder} has no configuration that loads ({first_line(error)}): is it a model folder?"
+        ) from None
     family = family_of(config.to_dict())
     if family and family.blueprint:
         return getattr(transformers, family.trains), getattr(config, family.core) if family.core else config
@@ -45,8 +46,9 @@ def load_processor(folder: Path) -> Any:
     try:
         return AutoProcessor.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise MissingFileError(f"{folder} has no processor that loads ({reason}): complete it first.") from None
+        raise MissingFileError(
+            f"{folder} has no processor that loads ({first_line(error)}): complete it first."
+        ) from None
 
 
 def mend(model: Any) -> None:

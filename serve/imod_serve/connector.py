@@ -14,7 +14,7 @@ from typing import Any
 from vllm.exceptions import VLLMValidationError
 from vllm.multimodal.media import AudioMediaIO, ImageMediaIO, MediaConnector, MediaIO, VideoMediaIO
 
-from imod_core.errors import InputError
+from imod_core.errors import InputError, first_line
 from imod_serve.headers import check_audio, check_image, check_video
 from imod_serve.limits import NOWHERE, Limits, read_limits
 
@@ -101,8 +101,7 @@ class LimitedIO(MediaIO[Any]):
         except (VLLMValidationError, ImportError, MemoryError):
             raise
         except Exception as error:
-            reason = str(error).strip().split("\n")[0] or type(error).__name__
-            raise VLLMValidationError(f"A medium cannot be decoded ({reason}): send a whole file.") from None
+            raise VLLMValidationError(f"A medium cannot be decoded ({first_line(error)}): send a whole file.") from None
 
 
 def _bytes(text: str) -> bytes:

@@ -1,7 +1,6 @@
 """What a look at the headers refuses, each with its reason, and that it lets ordinary media pass."""
 
 import dataclasses
-import io
 import tracemalloc
 from contextlib import suppress
 
@@ -9,23 +8,18 @@ import hostile
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from imod_core.errors import InputError
 from imod_serve.headers import check_audio, check_image, check_video
 from imod_serve.limits import Limits
+
+from .damage import PICTURES, SOUNDS, VIDEOS, damaged, encoded
 
 LIMITS = Limits()
 
 
 def limits(**values):
     return dataclasses.replace(LIMITS, **values)
-
-
-def encoded(format, size=(8, 8)):
-    file = io.BytesIO()
-    Image.new("RGB", size).save(file, format)
-    return file.getvalue()
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
@@ -129,23 +123,16 @@ def test_an_unknown_encoding_is_refused():
         check_video(video.replace(b"mp4v", b"zzzz").replace(b"esds", b"zzzz"), LIMITS)
 
 
-KINDS = {
-    check_image: [encoded(format, (16, 16)) for format in ("PNG", "JPEG", "WEBP", "GIF", "TIFF")],
-    check_audio: [hostile.sound(1, 0.1, format=format) for format in ("WAV", "FLAC", "OGG")] + [hostile.video(1, 4)],
-    check_video: [hostile.video(1, 4)],
-}
+KINDS = {check_image: PICTURES, check_audio: [*SOUNDS, *VIDEOS], check_video: VIDEOS}
 
 
 @pytest.mark.parametrize("check", KINDS)
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_whatever_is_changed_in_a_file_it_passes_or_is_refused(check, data):
-    content = bytearray(data.draw(st.sampled_from(KINDS[check])))
-    places = st.integers(0, min(len(content), 600) - 1)
-    for place, value in data.draw(st.lists(st.tuples(places, st.integers(0, 255)), min_size=1, max_size=8)):
-        content[place] = value
+    content = damaged(data, KINDS[check])
     with suppress(InputError):
-        check(bytes(content[: data.draw(st.sampled_from([len(content), len(content) // 2]))]), LIMITS)
+        check(content[: data.draw(st.sampled_from([len(content), len(content) // 2]))], LIMITS)
 
 
 def test_limits_come_from_words_and_are_checked():
