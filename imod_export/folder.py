@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,14 @@ def copy_companions(base: Path, folder: Path) -> list[str]:
         elif path.suffix not in WEIGHT_SUFFIXES and relative.as_posix() not in ABOUT_THE_BASE:
             _copy(path, folder / relative)
     return left_out
+
+
+def link_files(source: Path, folder: Path, but: Collection[str] = ()) -> None:
+    """Make `folder`, of links to what lies in `source`, except what is named like one of `but`."""
+    folder.mkdir()
+    for path in source.iterdir():
+        if path.name not in but:
+            (folder / path.name).symlink_to(path.resolve())
 
 
 def set_dtype(folder: Path, dtype: str) -> None:

@@ -1,12 +1,18 @@
 """The streamed merge: block by block `W + s·BA` in float32, everything else byte for byte.
 
-Letters: `m` rows of a block, `r` rank. A weight is read, changed and written in blocks of rows, so that memory does not
-grow with the model nor with its largest tensor. A shard that is whole is noted, and not made again after a kill.
+Parts of tensors are made by several threads and written in their order, behind which another thread hashes. A shard
+that is whole is noted, and not made again after a kill.
 """
 
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
-from pathlib import Path
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import groupby
+from operator import attrgetter
 from typing import Any, BinaryIO
 
 import torch
@@ -15,18 +21,21 @@ from imod_core.artifacts import write_json
 from imod_core.console import console, track
 from imod_core.errors import InputError
 from imod_export.layout import Output, OutputShard, index_of
-from imod_export.match import Update
-from imod_export.plan import Change, MergePlan
-from imod_export.rounding import Rounding, RoundingCost, cast
-from imod_export.tensors import DTYPES, INDEX, ITEM_BYTES, TensorInfo
+from imod_export.plan import MergePlan
+from imod_export.rounding import Rounding, RoundingCost, cast_into
+from imod_export.tensors import INDEX, ITEM_BYTES
+from imod_export.weight import TORCH_DTYPES, OpenFiles, Weight, read_bytes
 from imod_export.work import Work
 from imod_export.writer import HashedWriter
 
-BLOCK_BYTES = 1 << 19
-"""Of one block in float32, so that it stays in a core's cache from reading to casting."""
+PART_BYTES = 4 << 20
+"""Of the base, that a thread makes at once."""
+THREADS = min(max(1, len(os.sched_getaffinity(0)) // 2), 8)
+"""That make parts; writing and hashing want as many again."""
+AHEAD = 2 * THREADS
+"""Parts that may be made before the one that is written."""
 COST_BLOCKS, COST_VALUES = 4, 1 << 16
 """What rounding costs is seen from the first rows of so many blocks, evenly over a weight; of small weights all."""
-TORCH_DTYPES = {name: getattr(torch, kind) for kind, name in DTYPES.items()}
 
 
 def write_weights(
@@ -48,22 +57,11 @@ def write_weights(
     if len(missing) < len(plan.shards):
         console.print(f"Going on with an interrupted merge: {len(plan.shards) - len(missing)} shards are whole.")
     total = sum(len(shard.tensors) for shard in missing)
-    with _one_thread(), closing(_write(plan, missing, work, rounding)) as steps:
+    with _makers() as pool, closing(_write(plan, missing, work, rounding, pool)) as steps:
         for _ in track(steps, "Merging tensors", total=total):
             between()
     if index := index_of(plan.checkpoint, plan.shards):
         write_json(work.folder / INDEX, index)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Blocks are too small to share among threads, and others write and hash meanwhile."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def rounding_costs(plan: MergePlan, work: Work) -> list[dict[str, Any]]:
@@ -71,140 +69,94 @@ def rounding_costs(plan: MergePlan, work: Work) -> list[dict[str, Any]]:
     return [cost for shard in plan.shards for cost in (work.record(shard.name) or {"costs": []})["costs"]]
 
 
-def read_tensor(info: TensorInfo) -> torch.Tensor:
-    """A whole tensor, in its own dtype."""
-    with info.path.open("rb", buffering=0) as file:
-        return read_values(file, info, 0, _count(info)).reshape(info.shape)
+@dataclass
+class Made:
+    """Some rows of a tensor of the merge."""
+
+    name: str
+    data: memoryview
+    """The bytes to be written."""
+    samples: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = field(default_factory=list)
+    """Of some of the blocks base, update and what is stored, for the cost of rounding."""
 
 
-def _write(plan: MergePlan, shards: list[OutputShard], work: Work, rounding: Rounding) -> Generator[str, None, None]:
+@contextmanager
+def _makers() -> Iterator[ThreadPoolExecutor]:
+    """Threads that make parts, each with one of torch's: blocks are too small to share, and idle ones would spin."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(THREADS, "merge", torch.set_num_threads, (1,)) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _write(
+    plan: MergePlan, shards: list[OutputShard], work: Work, rounding: Rounding, pool: ThreadPoolExecutor
+) -> Generator[str, None, None]:
+    """Write the shards; gives the name of each tensor when it is handed to the writer."""
     for shard in shards:
-        partial = work.folder / f".{shard.name}.partial"
+        unfinished = work.folder / f".{shard.name}.partial"
         costs: list[RoundingCost] = []
-        with HashedWriter(partial) as target, ExitStack() as stack:
-            files: dict[Path, BinaryIO] = {}
+        with HashedWriter(unfinished) as target, OpenFiles() as files:
             target.write(shard.header)
-            for output in shard.tensors:
-                if output.source.path not in files:
-                    files[output.source.path] = stack.enter_context(output.source.path.open("rb", buffering=0))
-                for block in _blocks(output, plan.changes.get(output.name), files[output.source.path], rounding, costs):
-                    target.write(block)
-                yield output.name
-        work.finish(shard.name, partial, {"sha256": target.sha256, "costs": [cost.result() for cost in costs]})
+            parts = _in_order(pool, _parts(plan, shard, files, rounding))
+            for name, made in groupby(parts, attrgetter("name")):
+                cost = RoundingCost(name)
+                for part in made:
+                    target.write(part.data)
+                    for sample in part.samples:
+                        cost.add(*sample)
+                if name in plan.changes and plan.changes[name].updates:
+                    costs.append(cost)
+                yield name
+        work.finish(shard.name, unfinished, {"sha256": target.sha256, "costs": [cost.result() for cost in costs]})
 
 
-def _blocks(
-    output: Output, change: Change | None, source: BinaryIO, rounding: Rounding, costs: list[RoundingCost]
-) -> Iterator[bytes | memoryview]:
-    """The data of a tensor as it is in the merge; appends the cost of rounding its updates to `costs`."""
-    if change is None and output.dtype == output.source.dtype:
-        yield from _copy(source, output.source)
-        return
-    dtype, low_rank = TORCH_DTYPES[output.dtype], LowRank(change.updates) if change and change.updates else None
-    generator, cost = rounding.generator(output.name) if low_rank else None, RoundingCost(output.name)
-    step = max(1, 4 * output.source.nbytes // (ITEM_BYTES[output.source.dtype] * BLOCK_BYTES * COST_BLOCKS))
-    for number, (first, rows) in enumerate(base_blocks(output.source, change, source)):
-        if low_rank is None:
-            yield _to_bytes(_cast(rows, output.name, dtype, generator))
+def _in_order(pool: ThreadPoolExecutor, tasks: Iterable[Callable[[], Made]]) -> Iterator[Made]:
+    pending: deque[Future[Made]] = deque()
+    for task in tasks:
+        pending.append(pool.submit(task))
+        if len(pending) > AHEAD:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
+
+
+def _parts(plan: MergePlan, shard: OutputShard, files: OpenFiles, rounding: Rounding) -> Iterator[Callable[[], Made]]:
+    """What makes each part of a shard, in the order of its data; at least one of each tensor."""
+    for output in shard.tensors:
+        change = plan.changes.get(output.name)
+        if change is None and output.dtype == output.source.dtype:
+            for first in range(0, max(output.nbytes, 1), PART_BYTES):
+                yield partial(_copied, output, files[output.source.path], first)
             continue
-        seen = max(1, COST_VALUES // rows.shape[1])
-        before = rows[:seen].clone() if number % step == 0 else None
-        stored = _cast(low_rank.add_to(rows, first), output.name, dtype, generator)
+        weight = Weight(output.source, change, files)
+        rows = weight.step * max(1, PART_BYTES // max(1, weight.step * weight.columns * ITEM_BYTES[weight.info.dtype]))
+        for first in range(0, max(weight.rows, 1), rows):
+            yield partial(_merged, output, weight, first, min(first + rows, weight.rows), rounding)
+
+
+def _copied(output: Output, source: BinaryIO, first: int) -> Made:
+    buffer = torch.empty(min(PART_BYTES, output.nbytes - first), dtype=torch.uint8).numpy().data
+    return Made(output.name, read_bytes(source, output.source, first, buffer))
+
+
+def _merged(output: Output, weight: Weight, first: int, end: int, rounding: Rounding) -> Made:
+    """The rows `first` to `end` as they are stored."""
+    stored = torch.empty(end - first, weight.columns, dtype=TORCH_DTYPES[output.dtype])
+    made = Made(output.name, stored.flatten().view(torch.uint8).numpy().data)
+    between = weight.step * max(1, weight.rows // (weight.step * COST_BLOCKS))
+    seen = max(1, COST_VALUES // max(weight.columns, 1))
+    for (start, rows), target in zip(weight.blocks(first, end), stored.split(weight.step), strict=False):
+        sampled = weight.updates and start % between == 0
+        before = rows[:seen].clone() if sampled else None
+        cast_into(
+            target, weight.update(rows, start), rounding.generator(output.name, start) if weight.updates else None
+        )
+        if target.dtype == torch.float16 and bool((target.isinf() & rows.isfinite()).any()):
+            raise InputError(f"'{output.name}' holds values beyond float16's range: use --dtype bfloat16 or float32.")
         if before is not None:
-            cost.add(before, low_rank.add_to(torch.zeros_like(before), first), stored[:seen])
-        yield _to_bytes(stored)
-    if low_rank:
-        costs.append(cost)
-
-
-class LowRank:
-    """The sum of low-rank updates of one weight; its factors are in memory, the sum never is."""
-
-    def __init__(self, updates: Sequence[Update]):
-        self.factors = [(update, *_factors(update)) for update in updates]
-
-    def add_to(self, rows: torch.Tensor, first: int) -> torch.Tensor:
-        """`rows (m, columns)`, which begin at the weight's row `first`, with the update in them, in place."""
-        for update, left, right in self.factors:
-            begin, end = max(first, update.first), min(first + len(rows), update.first + update.count)
-            if begin < end:
-                part = left[begin - update.first : end - update.first]
-                rows[begin - first : end - first].addmm_(part, right, alpha=update.scale)
-        return rows
-
-
-def base_blocks(info: TensorInfo, change: Change | None, source: BinaryIO) -> Iterator[tuple[int, torch.Tensor]]:
-    """First row and float32 values `(m, columns)` of each block, with replaced tensors and rows in place."""
-    change = change or Change()
-    rows, columns = (info.shape[0], _count(info) // max(info.shape[0], 1)) if info.shape else (1, 1)
-    new_rows = {i: row for given in change.rows for i, row in zip(given.indices, _whole(given.values), strict=True)}
-    step = max(1, BLOCK_BYTES // (4 * max(columns, 1)))
-    with ExitStack() as stack:
-        whole = change.replacement
-        file = stack.enter_context(whole.path.open("rb", buffering=0)) if whole else source
-        for first in range(0, rows, step):
-            count = min(step, rows - first)
-            block = read_values(file, whole or info, first * columns, count * columns).float().view(count, columns)
-            if whole:
-                _finite(block, whole)
-            for i in new_rows.keys() & range(first, first + count) if new_rows else ():
-                block[i - first] = new_rows[i].flatten()
-            yield first, block
-
-
-def read_values(source: BinaryIO, info: TensorInfo, first: int, count: int) -> torch.Tensor:
-    """`count` values of a tensor from the value `first`, flat, in its own dtype."""
-    size = ITEM_BYTES[info.dtype]
-    buffer = bytearray(count * size)
-    source.seek(info.start + first * size)
-    filled, view = 0, memoryview(buffer)
-    while filled < len(buffer):  # an unbuffered file gives at most 2 GB at once
-        read = source.readinto(view[filled:])  # type: ignore[attr-defined]
-        if not read:
-            raise InputError(f"{info.path} ends within '{info.name}': it was changed during the merge, run it again.")
-        filled += read
-    if not buffer:
-        return torch.empty(0, dtype=TORCH_DTYPES[info.dtype])
-    return torch.frombuffer(buffer, dtype=TORCH_DTYPES[info.dtype])
-
-
-def _factors(update: Update) -> tuple[torch.Tensor, torch.Tensor]:
-    """`(rows, r)` and `(r, columns)` in float32, whose product has the weight's own orientation."""
-    a, b = _whole(update.pair.a).flatten(1), _whole(update.pair.b).flatten(1)
-    return (a.T, b.T) if update.pair.transposed else (b[update.b_first : update.b_first + update.count], a)
-
-
-def _whole(info: TensorInfo) -> torch.Tensor:
-    return _finite(read_tensor(info).float(), info)
-
-
-def _copy(source: BinaryIO, info: TensorInfo) -> Iterator[bytes]:
-    source.seek(info.start)
-    left = info.nbytes
-    while left:
-        block = source.read(min(left, BLOCK_BYTES))
-        if not block:
-            raise InputError(f"{info.path} ends within '{info.name}': it was changed during the merge, run it again.")
-        yield block
-        left -= len(block)
-
-
-def _to_bytes(stored: torch.Tensor) -> memoryview:
-    return stored.contiguous().flatten().view(torch.uint8).numpy().data
-
-
-def _cast(rows: torch.Tensor, name: str, dtype: torch.dtype, generator: Any) -> torch.Tensor:
-    stored = cast(rows, dtype, generator)
-    if dtype == torch.float16 and bool((stored.isinf() & rows.isfinite()).any()):
-        raise InputError(f"'{name}' holds values beyond float16's range: use --dtype bfloat16 or float32.")
-    return stored
-
-
-def _finite(values: torch.Tensor, info: TensorInfo) -> torch.Tensor:
-    if not bool(values.isfinite().all()):
-        raise InputError(f"'{info.name}' in {info.path} holds NaN or infinity: the training diverged, take another.")
-    return values
-
-
-def _count(info: TensorInfo) -> int:
-    return info.nbytes // ITEM_BYTES[info.dtype]
+            made.samples.append((before, weight.update(torch.zeros_like(before), start), target[:seen]))
+    return made

@@ -9,6 +9,7 @@ from typing import Any
 
 from imod_core.artifacts import read_json, write_json
 from imod_core.pixels import PARTS, pixel_settings
+from imod_export.folder import link_files
 
 NESTED = "processor_config.json"
 """Of transformers 5: all parts in one file, each under its key."""
@@ -46,9 +47,9 @@ def set_media(folder: Path, media: dict[str, Any]) -> None:
 
 def view(base: Path, merged: Path, folder: Path) -> Path:
     """`folder`, made to be links to the files of `base`, but to those of the processor in `merged`."""
-    folder.mkdir()
     ours = (NESTED, SHARED, VIDEOS)
-    for path in [p for p in base.iterdir() if p.name not in ours] + [merged / name for name in ours]:
+    link_files(base, folder, but=ours)
+    for path in (merged / name for name in ours):
         if path.exists():
             (folder / path.name).symlink_to(path.resolve())
     return folder

@@ -22,29 +22,30 @@ class Rounding:
 
     mode: str = "nearest"
     seed: int = 0
-    """Of stochastic rounding; each tensor has a stream of its own, so that order and shards do not matter."""
+    """Of stochastic rounding; each block has a stream of its own, so that order, shards and threads do not matter."""
 
-    def generator(self, name: str) -> np.random.Generator | None:
-        """The random numbers for the tensor `name`; None where none are needed."""
+    def generator(self, name: str, first: int = 0) -> np.random.Generator | None:
+        """The random numbers for the rows of the tensor `name` from `first`; None where none are needed."""
         if self.mode == "nearest":
             return None
-        digest = hashlib.sha256(f"{self.seed}:{name}".encode()).digest()
+        digest = hashlib.sha256(f"{self.seed}:{name}:{first}".encode()).digest()
         return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little")))
 
 
-def cast(values: torch.Tensor, dtype: torch.dtype, generator: np.random.Generator | None) -> torch.Tensor:
-    """Float32 `values` in `dtype`: to the nearest number, or with a generator to one of the two around, by chance.
+def cast_into(target: torch.Tensor, values: torch.Tensor, generator: np.random.Generator | None) -> None:
+    """Write float32 `values` to `target`: to the nearest number, or with a generator to one of the two around, by
+    chance.
 
     The chance of each is its share of the gap, so that the expectation is the value itself.
     """
-    near = values.to(dtype)
-    if generator is None or dtype == torch.float32:
-        return near
+    near = target.copy_(values)
+    if generator is None or target.dtype == torch.float32:
+        return
     error = values - near.float()
     far = _neighbour(near, up=error > 0)
     share = error.abs() / (far.float() - near.float()).abs()
     chance = torch.from_numpy(generator.random(values.numel(), dtype=np.float32)).view_as(values)
-    return torch.where((chance < share) & far.isfinite(), far, near)
+    torch.where((chance < share) & far.isfinite(), far, near, out=target)
 
 
 def _neighbour(values: torch.Tensor, up: torch.Tensor) -> torch.Tensor:

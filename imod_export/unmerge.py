@@ -14,11 +14,11 @@ from imod_core.console import console, track
 from imod_core.errors import CheckFailed, InputError
 from imod_export.export import ExportSettings, plan_of
 from imod_export.layout import Output
-from imod_export.merge import BLOCK_BYTES, TORCH_DTYPES, LowRank, base_blocks, read_values
 from imod_export.names import canonical
 from imod_export.plan import Change, MergePlan
 from imod_export.source import find_sources
 from imod_export.tensors import DTYPES, Checkpoint, TensorInfo, read_checkpoint
+from imod_export.weight import BLOCK_BYTES, TORCH_DTYPES, OpenFiles, Weight, read_values
 
 UNITS = 1.0
 """Allowed distance in units in the last place of the stored value: half by rounding to nearest, up to one by chance."""
@@ -79,14 +79,14 @@ def _residual(output: Output, change: Change | None, info: TensorInfo) -> Residu
     """Largest distance of a merged tensor from base and update, over what rounding explains."""
     if change is None and info.dtype == output.source.dtype:
         return Residual(output.name, 0.0 if _same_bytes(output.source, info) else float("inf"))
-    worst, low_rank = 0.0, LowRank(change.updates) if change and change.updates else None
-    limits = torch.finfo(TORCH_DTYPES[info.dtype])
-    with output.source.path.open("rb") as base, info.path.open("rb") as merged:
-        for first, weight in base_blocks(output.source, change, base):
-            update = low_rank.add_to(torch.zeros_like(weight), first) if low_rank else None
-            found = read_values(merged, info, first * weight.shape[1], weight.numel()).float().view_as(weight)
-            size = weight.abs() if update is None else torch.maximum(weight.abs(), update.abs())
-            left = found - weight if update is None else (found - update) - weight
+    worst, limits = 0.0, torch.finfo(TORCH_DTYPES[info.dtype])
+    with OpenFiles() as files:
+        weight = Weight(output.source, change, files)
+        for first, base in weight.blocks():
+            update = weight.update(torch.zeros_like(base), first)
+            found = read_values(files[info.path], info, first * weight.columns, base.numel()).float().view_as(base)
+            size = torch.maximum(base.abs(), update.abs())
+            left = (found - update) - base
             allowed = UNITS * limits.eps * found.abs().clamp(min=limits.smallest_normal) + SLACK * size
             worst = max(worst, _largest(left, allowed))
     return Residual(output.name, worst)

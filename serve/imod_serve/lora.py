@@ -93,12 +93,10 @@ def prepare_adapter(sources: "Sources", work: Path) -> ServedAdapter:
 
 def _write_base(plan: "MergePlan", view: Path) -> None:
     """Links to the base's files, a shard of any saved tensors under the base's names, an index that knows it."""
+    from imod_export.folder import link_files
     from imod_export.tensors import INDEX
 
-    view.mkdir()
-    for path in plan.checkpoint.folder.iterdir():
-        if path.name != INDEX:
-            (view / path.name).symlink_to(path.resolve())
+    link_files(plan.checkpoint.folder, view, but=(INDEX,))
     saved = {name: change.replacement for name, change in plan.changes.items() if change.replacement}
     if saved:
         _write_shard(view / SAVED, saved)

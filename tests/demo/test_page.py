@@ -1,13 +1,7 @@
 """The page in a real browser, on real servers: what a visitor sees is what the API says."""
 
-import os
 import re
-import signal
-import time
-from contextlib import suppress
 
-import httpx
-import psutil
 import pytest
 import soundfile
 from PIL import Image
@@ -19,9 +13,9 @@ from imod_serve.messages import Turn
 from .chromium import axe_script
 from .clips import tone, write_clip
 from .conftest import ANSWER_SECONDS, opened
+from .visitor import alone, ask, bubbles, finished, upload, words
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(900)]
-QUESTION = "Where is the louder instrument?"
 MAX_TOKENS = 64
 """The page's own setting."""
 
@@ -34,42 +28,6 @@ def media(tmp_path_factory):
     soundfile.write(folder / "sound.wav", tone(16_000, 1)[0], 16_000, subtype="PCM_16")
     write_clip(folder / "clip.mp4")
     return folder
-
-
-def upload(page, *paths):
-    """Give files and wait until their cards are there."""
-    before = page.locator("#tray .card").count()
-    page.set_input_files("#drop input[type=file]", [str(path) for path in paths])
-    page.locator("#tray .card").nth(before + len(paths) - 1).wait_for()
-
-
-def ask(page, question=QUESTION, answers=1):
-    page.fill("#question textarea", question)
-    page.click("#ask")
-    finished(page, answers)
-
-
-def finished(page, answers=1):
-    """Wait until as many answers are complete: their figures stand below."""
-    page.wait_for_function(
-        """count => [...document.querySelectorAll('.voice')].filter(v => v.querySelector('.keys .speed')
-           && !document.querySelector('#stop:not([disabled])')).length >= count""",
-        arg=answers,
-    )
-
-
-def bubbles(page, column=1, who="bot"):
-    return [text.strip() for text in page.locator(f"#chat-{column} .message.{who}").all_inner_texts()]
-
-
-def words(text):
-    """Letters and digits: blanks in a row are one in a browser, and Markdown eats signs that have a meaning there."""
-    return "".join(re.findall(r"[^\W_]", text))
-
-
-def alone(*paths, text=QUESTION):
-    by_kind = {kind: tuple(p for p in paths if p.stem == kind) for kind in ("picture", "sound", "clip")}
-    return Turn("user", text, by_kind["picture"], by_kind["sound"], by_kind["clip"])
 
 
 COMBINATIONS = [(), ("picture.png",), ("sound.wav",), ("clip.mp4",), ("picture.png", "sound.wav")]
@@ -147,69 +105,6 @@ def test_retry_asks_again_and_start_over_clears_the_page(page, media):
     page.click("#new")
     page.wait_for_function("!document.querySelector('#chat-1 .message.user')")
     assert page.locator("#tray .card").count() == 0
-
-
-def talkative(client):
-    """A question that the model answers at length."""
-    questions = (f"Tell me more, part {part}." for part in range(40))
-    return next(q for q in questions if client.chat([Turn("user", q)], max_tokens=1024).completion_tokens == 1024)
-
-
-@pytest.fixture
-def halted():
-    """Processes that a test has halted, which go on when it ends."""
-    found = []
-    yield found
-    for process in found:
-        with suppress(psutil.NoSuchProcess):
-            process.resume()
-
-
-def begin_long_answer(page, client, pid, halted):
-    """Ask for 1,024 tokens and halt the server's engine, below process `pid`, at some of the first."""
-    engine = next(p for p in psutil.Process(pid).children(recursive=True) if p.name().startswith("VLLM::Engine"))
-    question, before = talkative(client), generated(client)
-    page.click("#more > button")
-    page.fill("#length input[type=number]", "1024")
-    page.keyboard.press("Tab")
-    page.fill("#question textarea", question)
-    page.click("#ask")
-    while generated(client) < before + 4:
-        time.sleep(0.005)
-    engine.suspend()
-    halted.append(engine)
-    page.locator("#chat-1 .message.bot .md").wait_for()
-
-
-def generated(client):
-    """Tokens that the server has told so far."""
-    return metric(client, "vllm:generation_tokens_total")
-
-
-def metric(client, name):
-    metrics = httpx.get(f"{client.url}/metrics", trust_env=False).text
-    return sum(float(n) for n in re.findall(rf"^{name}\{{.*\}} (\S+)", metrics, re.M))
-
-
-def test_stop_keeps_what_was_said_and_frees_the_server(page, demo, client, halted):
-    begin_long_answer(page, client, demo.process.pid, halted)
-    told = generated(client)
-    page.click("#stop")
-    page.locator("#stop[disabled]").wait_for()
-    stopped = bubbles(page)[-1]
-    assert stopped
-    halted.pop().resume()
-    until = time.monotonic() + ANSWER_SECONDS
-    while metric(client, "vllm:num_requests_running") and time.monotonic() < until:
-        time.sleep(0.2)
-    assert metric(client, "vllm:num_requests_running") == 0
-    assert generated(client) < told + 500, "it was not computed to its end"
-    assert bubbles(page)[-1] == stopped
-    page.fill("#length input[type=number]", "8")
-    page.keyboard.press("Tab")
-    page.fill("#question textarea", "And now?")
-    page.click("#ask")
-    page.locator("#chat-1 .message.bot").nth(1).wait_for()
 
 
 @pytest.mark.parametrize("kind", ["video", "photo", "audio"])
@@ -336,28 +231,4 @@ def test_two_models_answer_side_by_side_behind_a_proxys_path(browser, compared, 
     wanted = [c.chat([turn], max_tokens=MAX_TOKENS).text for c in (Client(other.url), client)]
     assert [words(bubbles(page, column)[-1]) for column in (1, 2)] == [words(text) for text in wanted]
     assert words(wanted[0]) != words(wanted[1])
-    context.close()
-
-
-def test_a_server_killed_in_mid_answer_is_a_sentence_and_retry_works_once_it_is_back(browser, compared, other, halted):
-    context = browser.new_context()
-    context.set_default_timeout(ANSWER_SECONDS * 1000)
-    page = opened(context.new_page(), compared[0].url.removesuffix("/imod"))
-    begin_long_answer(page, Client(other.url), other.process.pid, halted)
-    os.killpg(other.process.pid, signal.SIGKILL)
-    notice = page.locator("#notice-1 [role=alert]")
-    notice.wait_for()
-    assert re.search(r"broke off|No server answers", notice.inner_text())
-    assert "Traceback" not in notice.inner_text()
-    page.locator("#stop[disabled]").wait_for()
-    page.fill("#length input[type=number]", "8")
-    page.keyboard.press("Tab")
-    page.click("#retry")
-    page.wait_for_function("document.querySelector('#notice-1')?.innerText.includes('No server answers')")
-    other.start()
-    page.locator("#stop[disabled]").wait_for()
-    page.click("#retry")
-    finished(page, 2)
-    assert page.locator("#notice-1 [role=alert]").count() == 0
-    assert bubbles(page)[-1]
     context.close()

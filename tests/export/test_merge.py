@@ -130,7 +130,7 @@ def test_a_bfloat16_base_is_merged_in_float32_and_stays_bfloat16(forge, base, ad
 
 
 def test_small_blocks_make_the_same_merge(base, adapter, merged, tmp_path, monkeypatch):
-    monkeypatch.setattr("imod_export.merge.BLOCK_BYTES", 1000)
+    monkeypatch.setattr("imod_export.weight.BLOCK_BYTES", 1000)
     out = export(adapter, tmp_path / "out", base, NO_PARITY)
     assert worst(weights(out), weights(merged)) <= RELATIVE
 

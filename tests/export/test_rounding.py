@@ -10,13 +10,19 @@ from safetensors.torch import load_file, save_file
 
 from imod_core.cli import imod
 from imod_export.export import ExportSettings, export
-from imod_export.rounding import WARN_LOST, Rounding, RoundingCost, cast
+from imod_export.rounding import WARN_LOST, Rounding, RoundingCost, cast_into
 
 HALVES = [torch.bfloat16, torch.float16]
 
 
 def generator(name="x", seed=0):
     return Rounding("stochastic", seed).generator(name)
+
+
+def cast(values, dtype, generator):
+    target = torch.empty_like(values, dtype=dtype)
+    cast_into(target, values, generator)
+    return target
 
 
 @pytest.mark.parametrize("dtype", HALVES)

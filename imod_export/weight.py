@@ -1,0 +1,127 @@
+"""One weight of the merge, read and changed in float32 by blocks of rows.
+
+Letters: `m` rows of a block, `r` rank. Memory grows neither with the model nor with its largest tensor.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+
+from imod_core.errors import InputError
+from imod_export.match import Update
+from imod_export.plan import Change
+from imod_export.tensors import DTYPES, ITEM_BYTES, TensorInfo
+
+BLOCK_BYTES = 1 << 20
+"""Of one block in float32, so that it stays in a core's cache from reading to casting."""
+TORCH_DTYPES = {name: getattr(torch, kind) for kind, name in DTYPES.items()}
+
+
+class OpenFiles(ExitStack):
+    """Files that are opened when first asked for and closed together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._files: dict[Path, BinaryIO] = {}
+
+    def __getitem__(self, path: Path) -> BinaryIO:
+        if path not in self._files:
+            self._files[path] = self.enter_context(path.open("rb", buffering=0))
+        return self._files[path]
+
+
+class Weight:
+    """A tensor of the base with what an adapter does to it; of the adapter its factors and rows are in memory.
+
+    Threads may ask for different rows at the same time.
+    """
+
+    def __init__(self, info: TensorInfo, change: Change | None, files: OpenFiles):
+        change = change or Change()
+        self.info = change.replacement or info
+        self.file, self._replaced = files[self.info.path], change.replacement is not None
+        self.rows, self.columns = _matrix(info)
+        self.updates = [(update, *_factors(update)) for update in change.updates]
+        self._given = {i: row for rows in change.rows for i, row in zip(rows.indices, _whole(rows.values), strict=True)}
+        self.step = max(1, BLOCK_BYTES // (4 * max(self.columns, 1)))
+        """Rows of a block."""
+
+    def blocks(self, first: int = 0, end: int | None = None) -> Iterator[tuple[int, torch.Tensor]]:
+        """First row and values `(m, columns)`, float32, of the rows `first` to `end` before the low-rank updates.
+
+        The rows are read at once: a caller with a large weight asks for some of them at a time.
+        """
+        end = self.rows if end is None else end
+        stored = read_values(self.file, self.info, first * self.columns, (end - first) * self.columns)
+        blocks = stored.view(end - first, self.columns).split(self.step)
+        for start, rows in zip(range(first, end, self.step), blocks, strict=False):  # an empty tensor splits into one
+            block = rows.float()
+            if self._replaced:
+                _finite(block, self.info)
+            for i in self._given.keys() & range(start, start + len(block)) if self._given else ():
+                block[i - start] = self._given[i].flatten()
+            yield start, block
+
+    def update(self, rows: torch.Tensor, first: int) -> torch.Tensor:
+        """`rows (m, columns)`, which begin at the weight's row `first`, with `Σ s·BA` added in place."""
+        for update, left, right in self.updates:
+            begin, end = max(first, update.first), min(first + len(rows), update.first + update.count)
+            if begin < end:
+                changed = rows if end - begin == len(rows) else rows[begin - first : end - first]
+                changed.addmm_(left[begin - update.first : end - update.first], right, alpha=update.scale)
+        return rows
+
+
+def read_tensor(info: TensorInfo) -> torch.Tensor:
+    """A whole tensor, in its own dtype."""
+    with info.path.open("rb", buffering=0) as file:
+        return read_values(file, info, 0, info.nbytes // ITEM_BYTES[info.dtype]).reshape(info.shape)
+
+
+def read_values(file: BinaryIO, info: TensorInfo, first: int, count: int) -> torch.Tensor:
+    """`count` values of a tensor from the value `first`, flat, in its own dtype."""
+    size = ITEM_BYTES[info.dtype]
+    values = torch.empty(count, dtype=TORCH_DTYPES[info.dtype])
+    read_bytes(file, info, first * size, values.view(torch.uint8).numpy().data)
+    return values
+
+
+def read_bytes(file: BinaryIO, info: TensorInfo, first: int, buffer: memoryview) -> memoryview:
+    """`buffer`, filled with a tensor's bytes from the byte `first`.
+
+    Raises:
+        InputError: the file is shorter than its header said.
+    """
+    filled = 0
+    while filled < len(buffer):  # one call gives at most 2 GB
+        read = os.preadv(file.fileno(), [buffer[filled:]], info.start + first + filled)
+        if not read:
+            raise InputError(f"{info.path} ends within '{info.name}': it was changed during the merge, run it again.")
+        filled += read
+    return buffer
+
+
+def _matrix(info: TensorInfo) -> tuple[int, int]:
+    """Rows and columns that a tensor of any shape is read as."""
+    rows = info.shape[0] if info.shape else 1
+    return rows, info.nbytes // ITEM_BYTES[info.dtype] // max(rows, 1)
+
+
+def _factors(update: Update) -> tuple[torch.Tensor, torch.Tensor]:
+    """`(rows, r)` and `(r, columns)` in float32, whose product has the weight's own orientation."""
+    a, b = _whole(update.pair.a).flatten(1), _whole(update.pair.b).flatten(1)
+    return (a.T, b.T) if update.pair.transposed else (b[update.b_first : update.b_first + update.count], a)
+
+
+def _whole(info: TensorInfo) -> torch.Tensor:
+    return _finite(read_tensor(info).float(), info)
+
+
+def _finite(values: torch.Tensor, info: TensorInfo) -> torch.Tensor:
+    if not bool(values.isfinite().all()):
+        raise InputError(f"'{info.name}' in {info.path} holds NaN or infinity: the training diverged, take another.")
+    return values
