@@ -5,24 +5,30 @@
 
 Every setting trains the recipe's last stage on its own, with the same data order and seed, from what the stages before
 it came to in RUN; is merged; and answers the questions. `lora` is IMoD with weights too small to matter, so that it is
-measured in the same way. Any other key of `ImodConfig` can be set too. DIR/table.md has the results, DIR/table.json the
-same for programs; what is done is not done again, so the sweep can be interrupted and extended.
+measured in the same way. Any other key of `ImodConfig` can be set too. With `--fisher N` the non-text dominance rate is
+measured after training too, on N of the questions alone, each with its clip. DIR/table.md has the results,
+DIR/table.json the same for programs; what is done is not done again, so the sweep can be interrupted and extended.
 """
 
 import argparse
 import json
+import random
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from imod_core.artifacts import MANIFEST, write_json, write_text
 from imod_core.console import console
 from imod_core.errors import ImodError, InputError
+from imod_core.samples import read_samples
+from imod_train.dominance import run_dominance
 from imod_train.recipe import Recipe, read_recipe
 
 LORA = "lambda1=1.0e-12,lambda2=0"
+RATE = "non-text dominance after training"
 SIGNALS = ("text_foreign_energy", "non_text_foreign_energy", "non_text_dominance", "injected_over_task")
 
 
@@ -38,7 +44,7 @@ def sweep(options: argparse.Namespace) -> list[dict[str, Any]]:
         _step(run / "merged" / MANIFEST, "export", "--merge", run, "--out", run / "merged", "--no-parity")
         _step(run / "scores/scores.json", "eval", options.questions, "--model", run / "merged", "--out", run / "scores",
               *(f"--media={name}" for name in options.media))  # fmt: skip
-        rows.append(_row(setting, run))
+        rows.append(_row(setting, run) | (_dominance(run, options) if options.fisher else {}))
         write_json(options.out / "table.json", rows)
         write_text(options.out / "table.md", table(rows))
     return rows
@@ -49,9 +55,11 @@ def table(rows: list[dict[str, Any]]) -> str:
     media = [name.removeprefix("accuracy ") for name in rows[0] if name.startswith("accuracy ")]
     heads = ["setting", *(f"accuracy, media {name.replace('_', ' ')}" for name in media), "loss"]
     heads += [name.replace("_", " ").replace("non text", "non-text") for name in SIGNALS]
+    heads += [RATE] if RATE in rows[0] else []
     lines = [heads, ["---"] * len(heads)]
     for row in rows:
         numbers = [row[f"accuracy {name}"] for name in media] + [row["loss"], *(row[name] for name in SIGNALS)]
+        numbers += [row[RATE]] if RATE in row else []
         lines.append([row["setting"], *("" if number is None else f"{number:.3f}" for number in numbers)])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
@@ -89,6 +97,17 @@ def _row(setting: str, run: Path) -> dict[str, Any]:
     }
 
 
+def _dominance(run: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """The dominance rate on the same random questions for every setting, and the tokens that it was counted over."""
+    found = run / f"dominance-{options.fisher}.json"
+    if not found.exists():
+        samples = read_samples(options.questions)
+        chosen = random.Random("fisher").sample(samples, min(options.fisher, len(samples)))
+        write_json(found, asdict(run_dominance(run, chosen)))
+    counted = json.loads(found.read_text())
+    return {RATE: counted.pop("rate"), **counted}
+
+
 def _step(result: Path, *words: Any) -> None:
     """Run an `imod` command unless its result is there."""
     if result.exists():
@@ -110,6 +129,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, help="of the last stage; the recipe's if not given")
     parser.add_argument("--media", nargs="+", default=["as_is", "blanked"], help="conditions of imod eval")
+    parser.add_argument("--fisher", type=int, default=0, metavar="N", help="questions for the dominance rate")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any other recipe change")
     try:
         print(table(sweep(parser.parse_args())))

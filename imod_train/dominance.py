@@ -2,8 +2,8 @@
 
 Fisher information of an element of A: the mean over samples of its squared task gradient, split by the positions that
 text and non-text tokens hold (`G_A = Σ_tokens g_i x_iᵀ`). The rate is the share of elements whose information is
-larger at non-text tokens. The running estimate of `imod_train.signals` forgets and follows the training's own batches,
-in which one clip may have many questions; here a sample is one question. Letters: `L` tokens, `d` in-features, `r` rank.
+larger at non-text tokens. The running estimate of `imod_train.signals` forgets, and follows the training's own batches,
+in which one clip may have many questions; here a sample is one. Letters: `L` tokens, `d` in-features, `r` rank.
 """
 
 from collections.abc import Iterable, Iterator
@@ -57,7 +57,7 @@ def run_dominance(run: Path, samples: list[Sample]) -> Dominance:
 
 
 def dominance(model: PeftModel, batches: Iterable[dict[str, Any]]) -> Dominance:
-    """The rate of the adapters of `model`, over batches of one sample each."""
+    """The rate of the plain LoRA adapters of `model`, over batches of one sample each with its loss."""
     config = model.get_base_model().config
     media = tuple(token for ids in media_token_ids(config).values() for token in ids)
     ignored = boundary_token_ids(config)
@@ -65,7 +65,7 @@ def dominance(model: PeftModel, batches: Iterable[dict[str, Any]]) -> Dominance:
     counts, samples = torch.zeros(2, dtype=torch.long), 0
     model.eval()
     for batch in batches:
-        codes = token_modality(batch["input_ids"], None, media, ignored)
+        codes = token_modality(batch["input_ids"], batch.get("attention_mask"), media, ignored)
         members = torch.stack([codes == TEXT, codes == NON_TEXT]).flatten(1)  # (2, L)
         counts += members.sum(1)
         samples += 1
@@ -87,9 +87,8 @@ def _watched(model: nn.Module) -> Iterator[dict[str, list[torch.Tensor]]]:
     seen: dict[str, list[torch.Tensor]] = {}
     with ExitStack() as stack:
         for name, module in model.named_modules():
-            if isinstance(module, LoraLayer):
-                (a,) = module.lora_A.values()
-                stack.callback(a.register_forward_hook(_note(name, seen)).remove)
+            for key, a in module.lora_A.items() if isinstance(module, LoraLayer) else ():
+                stack.callback(a.register_forward_hook(_note(f"{name}.{key}", seen)).remove)
         yield seen
 
 

@@ -10,7 +10,7 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks/strength.py"
 
 def sweep(recipe, trained, scenes, out, *settings):
     command = [sys.executable, SCRIPT, recipe, *settings, "--aligned", trained, "--questions", scenes / "test.jsonl"]
-    options = ["--out", out, "--steps", "2", "--media", "as_is"]
+    options = ["--out", out, "--steps", "2", "--media", "as_is", "--fisher", "3"]
     return subprocess.run([*map(str, command), *map(str, options)], capture_output=True, text=True)
 
 
@@ -20,6 +20,9 @@ def test_a_setting_becomes_a_row_and_is_not_measured_twice(recipe, trained, scen
     (row,) = json.loads((tmp_path / "table.json").read_text())
     assert 0 <= row["accuracy as_is"] <= 1
     assert row["loss"] > 0
+    assert 0 < row["non-text dominance after training"] < 1
+    assert row["samples"] == 3
+    assert min(row["text_tokens"], row["non_text_tokens"]) > 3
     (run,) = (path for path in tmp_path.iterdir() if path.is_dir())
     assert "reduction: energy" in (run / "recipe.yaml").read_text()
     steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
