@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import Queue
 from threading import Event, Thread
@@ -20,16 +20,19 @@ SYNC_BYTES = 64 << 20
 
 
 class HashedWriter:
-    """A new file at `path`; `sha256` holds its digest once the context is left, the data being on disk."""
+    """A new file at `path`; `sha256` holds its digest once the context is left, the data being on disk.
+
+    What a thread stumbles over is raised by the next `write`, or at the end.
+    """
 
     def __init__(self, path: Path):
         self.path, self.sha256 = path, ""
-        self._error: OSError | None = None
+        self._error: BaseException | None = None
         self._pending: list[bytes | memoryview] = []
         self._pending_bytes = 0
         self._queues: list[Queue[Any]] = [Queue(AHEAD), Queue(AHEAD)]
         self._threads = [
-            Thread(target=work, args=(iter(queue.get, None),), daemon=True)
+            Thread(target=self._work, args=(work, iter(queue.get, None)), daemon=True)
             for work, queue in zip((self._write, self._hash), self._queues, strict=True)
         ]
 
@@ -63,19 +66,22 @@ class HashedWriter:
         if self._error and error is None:
             raise self._error
 
-    def _write(self, handovers: Iterator[Any]) -> None:
+    def _work(self, work: Callable[[Iterator[Any]], None], handovers: Iterator[Any]) -> None:
         try:
-            with self.path.open("wb", buffering=0) as file, Syncing(file.fileno()) as syncing:
-                for block in (memoryview(block) for blocks in handovers for block in blocks):
-                    for first in range(0, len(block), WRITE_BYTES):
-                        piece = block[first : first + WRITE_BYTES]
-                        while piece:  # a full disk takes some of it, and refuses the rest the next time
-                            piece = piece[file.write(piece) :]
-                    syncing.wrote(len(block))
-        except OSError as error:
+            work(handovers)
+        except BaseException as error:
             self._error = error
             for _ in handovers:
                 pass  # nobody may wait for room in the queue
+
+    def _write(self, handovers: Iterator[Any]) -> None:
+        with self.path.open("wb", buffering=0) as file, Syncing(file.fileno()) as syncing:
+            for block in (memoryview(block) for blocks in handovers for block in blocks):
+                for first in range(0, len(block), WRITE_BYTES):
+                    piece = block[first : first + WRITE_BYTES]
+                    while piece:  # a full disk takes some of it, and refuses the rest the next time
+                        piece = piece[file.write(piece) :]
+                syncing.wrote(len(block))
 
     def _hash(self, handovers: Iterator[Any]) -> None:
         digest = hashlib.sha256()
@@ -86,16 +92,12 @@ class HashedWriter:
 
 
 class Syncing:
-    """Sends what is written to a file to the disk, beside the writing; at the end all of it is there.
-
-    Raises:
-        OSError: the disk failed, at the end.
-    """
+    """Sends what is written to a file to the disk, beside the writing; at the end all of it is there, or it raises."""
 
     def __init__(self, descriptor: int):
         self.descriptor = descriptor
         self._unsynced, self._due, self._ended = 0, Event(), False
-        self._error: OSError | None = None
+        self._error: BaseException | None = None
         self._thread = Thread(target=self._sync, daemon=True)
 
     def wrote(self, count: int) -> None:
@@ -120,8 +122,10 @@ class Syncing:
 
     def _sync(self) -> None:
         try:
-            while self._due.wait() and not self._ended:
-                self._due.clear()
-                os.fdatasync(self.descriptor)
-        except OSError as error:
+            while self._due.wait():
+                self._due.clear()  # before looking: a signal that comes later is seen in the next round
+                if self._ended:
+                    return
+                os.fsync(self.descriptor)
+        except BaseException as error:
             self._error = error
