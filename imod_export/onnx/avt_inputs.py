@@ -14,6 +14,7 @@ from imod_core.artifacts import read_json
 from imod_core.errors import InputError
 from imod_core.mel import MelSettings, log_mel
 from imod_core.samples import Message
+from imod_core.sampling import FrameSampling
 from imod_export.onnx.chat import Chat
 from imod_export.onnx.layout import AUDIO, VISION
 from imod_export.onnx.pictures import PictureSettings, pixel_values, resize
@@ -36,7 +37,7 @@ class AvtInputs:
         self.sounds = MelSettings.read(extractor)
         self.grid: int = settings["vision_grid"]
         self.num_frames: int = settings["video_processor"]["num_frames"]
-        self.rate = self.sounds.rate
+        self.sampling, self.rate = FrameSampling(self.num_frames), self.sounds.rate
 
     def prompt(self, messages: Sequence[Message], media: dict[str, list[Any]]) -> Prompt:
         """Ids and encoder inputs. `media` by kind: pictures, sounds `(n,)`, videos `(T, H, W, 3)`, in tag order."""

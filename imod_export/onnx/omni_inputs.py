@@ -17,16 +17,15 @@ from imod_core.errors import InputError
 from imod_core.mel import MelSettings, log_mel
 from imod_core.samples import Message
 from imod_export.onnx.chat import Chat
+from imod_export.onnx.frames import QwenFrames
 from imod_export.onnx.layout import AUDIO, VISION
 from imod_export.onnx.pictures import PictureSettings, pixel_values, resize
 from imod_export.onnx.prompt import Encoding, Prompt
 
-NUM_FRAMES = 8
-"""Taken evenly from a video, as `imod ask` and the parity probes do for models that do not say."""
 VIDEO_SIZE = {"shortest_edge": 128 * 28 * 28, "longest_edge": 768 * 28 * 28}
 """Pixels of a frame, which transformers' processor sets over the saved ones."""
 FPS = 2.0
-"""Frames a second that the processor takes a video to have."""
+"""Frames a second that transformers' processor counts time by, however many a video's frames really are."""
 MOST_STRETCHED = 200
 
 
@@ -53,7 +52,7 @@ class OmniInputs:
         self.patches = Patches(pictures["patch_size"], pictures["temporal_patch_size"], pictures["merge_size"])
         self.sounds = MelSettings.read(settings["feature_extractor"])
         self.chunk = 2 * thinker["audio_config"]["n_window"]
-        self.num_frames, self.rate = NUM_FRAMES, self.sounds.rate
+        self.sampling, self.rate = QwenFrames.read(videos, self.patches.frames), self.sounds.rate
         self.ids = {kind: _token_id(thinker, kind) for kind in ("image", "audio", "video")}
 
     def prompt(self, messages: Sequence[Message], media: dict[str, list[Any]]) -> Prompt:

@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from imod_core.artifacts import read_json
 from imod_core.errors import InputError, MissingFileError
 from imod_core.samples import Message
+from imod_core.sampling import FrameSampling
 from imod_export.onnx.chat import Chat
+from imod_export.onnx.frames import QwenFrames
 from imod_export.onnx.layout import EMBED
 from imod_export.onnx.prompt import Encoding, Prompt
 from imod_export.onnx.sessions import Decoding, Graphs
@@ -24,10 +26,12 @@ from imod_export.onnx.sessions import Decoding, Graphs
 class Inputs(Protocol):
     """What a family of models makes of questions and media."""
 
-    num_frames: int
-    """To decode of a video."""
     rate: int
     """Hz of sounds."""
+
+    @property
+    def sampling(self) -> FrameSampling | QwenFrames:
+        """Which frames to decode of a video."""
 
     def prompt(self, messages: Sequence[Message], media: dict[str, list[Any]]) -> Prompt: ...
 

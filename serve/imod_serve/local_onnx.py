@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from imod_core.media import load_audio, load_image, load_video
+from imod_core.media import load_audio, load_image, read_video
 from imod_core.samples import Message
 from imod_export.onnx.layout import FOLDER, is_onnx_folder
 from imod_serve.client import MAX_TOKENS, Answer
@@ -46,6 +46,6 @@ class OnnxLocal:
         decoded: dict[str, list[Any]] = {
             "image": [load_image(source) for source in media["<image>"]],
             "audio": [load_audio(source, inputs.rate) for source in media["<audio>"]],
-            "video": [load_video(source, inputs.num_frames) for source in media["<video>"]],
+            "video": [read_video(source, inputs.sampling.places) for source in media["<video>"]],
         }
         return {kind: items for kind, items in decoded.items() if items}
