@@ -216,6 +216,8 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         if arguments.url:
             url, pid = arguments.url, arguments.pid
+            if not pid:
+                parser.error("--url needs --pid: memory and lives of the server's processes are part of the verdict")
         else:
             url, pid = stack.enter_context(own_server(Path(stack.enter_context(tempfile.TemporaryDirectory()))))
         started = time.monotonic()

@@ -44,8 +44,9 @@ def serve(
 ) -> None:  # fmt: skip
     """Serve a merged model folder, or an adapter beside its base, with vLLM.
 
-    vLLM gets the flags that the folder calls for; flags after -- are added and win over those. The names that --limit
-    takes are listed in docs/threat-model.md and in the sentence that refuses another.
+    vLLM gets the flags that the folder calls for; flags after -- are added and win over those. With --headless among
+    them this is a further host of a server over several. The names that --limit takes are listed in
+    docs/threat-model.md and in the sentence that refuses another.
     """
     from imod_serve.notes import fail, use_json
 
@@ -60,16 +61,19 @@ def serve(
 
 
 def _serve(words: tuple[str, ...], api_key_file: Path | None, limits: tuple[str, ...], **options: Any) -> None:
+    from imod_serve.flags import HEADLESS
     from imod_serve.launcher import Server
     from imod_serve.limits import Limits
     from imod_serve.notes import note
 
     folder = words[0] if words and not words[0].startswith("-") else None
     key, limited, extra = read_api_key(api_key_file), Limits().changed(limits), words[1:] if folder else words
-    server = Server(folder, api_key=key, limits=limited, extra=extra, **options)
-    note("vllm serve " + " ".join(server.flags), flags=server.flags)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
+        server = Server(folder, api_key=key, limits=limited, extra=extra, **options)
+        note("vllm serve " + " ".join(server.flags), flags=server.flags)
+        if HEADLESS in extra:
+            server.become_engines()
         with server:
             click.echo(f"{server.name} is ready at {server.url}")
             server.wait()

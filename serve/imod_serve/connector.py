@@ -6,8 +6,10 @@ that are allowed. What it refuses ends as a 400 with the reason.
 
 import base64
 import binascii
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,12 @@ from vllm.exceptions import VLLMValidationError
 from vllm.multimodal.media import AudioMediaIO, ImageMediaIO, MediaConnector, MediaIO, VideoMediaIO
 
 from imod_core.errors import InputError, first_line
-from imod_serve.headers import check_audio, check_image, check_video
+from imod_serve.headers import check_audio, check_image, check_kept, check_video
 from imod_serve.limits import NOWHERE, Limits, read_limits
 
 FRAMES = "video/jpeg"
 """Media type under which vLLM takes a video as JPEG pictures, base64 with commas between them."""
-CHECKS: dict[type, Callable[[bytes, Limits], None]] = {
+CHECKS: dict[type, Callable[[bytes, Limits], Any]] = {
     ImageMediaIO: check_image,
     AudioMediaIO: check_audio,
     VideoMediaIO: check_video,
@@ -44,7 +46,9 @@ class LimitedConnector(MediaConnector):
 
     def _check_url(self, url: str) -> None:
         scheme = url[:8].partition(":")[0].lower()
-        fetched = scheme in ("http", "https") and NOWHERE not in self.allowed_media_domains
+        # vLLM by itself takes no list of domains for all of them.
+        named = bool(self.allowed_media_domains) and NOWHERE not in self.allowed_media_domains
+        fetched = scheme in ("http", "https") and named
         if scheme != "data" and not fetched:
             raise VLLMValidationError(
                 "A medium is given by an address or path, and none is allowed to be fetched here: "
@@ -61,38 +65,41 @@ class LimitedIO(MediaIO[Any]):
     def __init__(self, inner: Any, limits: Limits):
         self.inner, self.limits = inner, limits
         self.check = next(check for kind, check in CHECKS.items() if isinstance(inner, kind))
+        if isinstance(inner, VideoMediaIO):
+            self.check = partial(check_video, kept=partial(_kept, inner))
 
     def get_max_bytes(self) -> int | None:
         """Bytes that are fetched of a file: as many as could have come in a request."""
         return min(self.inner.get_max_bytes() or self.limits.request_bytes, self.limits.request_bytes)
 
     def load_bytes(self, data: bytes) -> Any:
-        self._look_at([data], self.check)
+        with _as_vllm_says():
+            self.check(data, self.limits)
         return self._decoded(self.inner.load_bytes, data)
 
     def load_base64(self, media_type: str, data: str) -> Any:
-        if media_type.lower() == FRAMES and self.check is check_video:
-            pictures = [_bytes(picture) for picture in data.split(",")]
-            if len(pictures) > self.limits.video_frames:
-                raise VLLMValidationError(f"The video has {len(pictures):,} frames, more than are taken here.")
-            # Of a video, so no larger than its frames may be: all are decoded at once.
-            largest = min(self.limits.image_pixels, self.limits.video_pixels)
-            self._look_at(pictures, check_image, replace(self.limits, image_pixels=largest))
-        else:
-            self._look_at([_bytes(data)], self.check)
+        with _as_vllm_says():
+            if media_type.lower() == FRAMES and isinstance(self.inner, VideoMediaIO):
+                self._check_frames(data, self.inner.num_frames)
+            else:
+                self.check(_bytes(data), self.limits)
         return self._decoded(self.inner.load_base64, media_type, data)
 
     def load_file(self, filepath: Path) -> Any:
         raise VLLMValidationError("Files of the server's machine are not read.")
 
-    def _look_at(
-        self, items: list[bytes], check: Callable[[bytes, Limits], None], limits: Limits | None = None
-    ) -> None:
-        try:
-            for data in items:
-                check(data, limits or self.limits)
-        except InputError as error:
-            raise VLLMValidationError(str(error)) from None
+    def _check_frames(self, data: str, most: int) -> None:
+        """Look at the pictures of a video, of which vLLM reads the first `most`, or all where that is below 0."""
+        count = data.count(",") + 1
+        if count > self.limits.video_frames:
+            raise InputError(f"The video has {count:,} frames: at most {self.limits.video_frames:,} are taken here.")
+        pictures = data.split(",", most)[:most] if most > 0 else data.split(",")
+        # Of a video, so no larger than its frames may be: all are decoded at once.
+        limits = replace(self.limits, image_pixels=min(self.limits.image_pixels, self.limits.video_pixels))
+        pixels = 0
+        for picture in pictures:
+            pixels += check_image(_bytes(picture), limits)
+            check_kept(pixels, limits)
 
     def _decoded(self, load: Callable[..., Any], *given: Any) -> Any:
         """What a decoder of vLLM makes of a client's bytes; it raises what it likes where they are damaged."""
@@ -102,6 +109,23 @@ class LimitedIO(MediaIO[Any]):
             raise
         except Exception as error:
             raise VLLMValidationError(f"A medium cannot be decoded ({first_line(error)}): send a whole file.") from None
+
+
+def _kept(inner: VideoMediaIO, total: int, fps: float) -> int:
+    """How many of a video's frames vLLM's decoder keeps."""
+    sampling = getattr(inner.video_loader, "sampling", None)
+    if sampling:  # our own loader's
+        return len(sampling(num_frames=inner.num_frames, **inner.kwargs).places(total, fps))
+    return min(total, inner.num_frames) if inner.num_frames > 0 else total
+
+
+@contextmanager
+def _as_vllm_says() -> Iterator[None]:
+    """What a check refuses, as the error that vLLM answers with a 400."""
+    try:
+        yield
+    except InputError as error:
+        raise VLLMValidationError(str(error)) from None
 
 
 def _bytes(text: str) -> bytes:

@@ -22,6 +22,8 @@ SEQUENCES_A_REQUEST, PROMPTS_A_REQUEST = 16, 64
 """Answers (`n`) and text prompts; vLLM by itself allows thousands."""
 BASE_SUFFIX = "-base"
 """Added to the model's name for the base under a served adapter."""
+HEADLESS = "--headless"
+"""vLLM's flag for a further host, whose engines answer no HTTP."""
 ONE_PROCESS = {"--distributed-executor-backend": "uni"}
 """The model in the engine's own process: on a CPU a third less start-up time and memory than with a worker."""
 PARALLEL = {
@@ -49,6 +51,9 @@ UNSAFE = {
     "enable-prompt-embeds": "takes tensors from clients, past all limits on media: send the prompt",
     "grpc": "takes requests past our layer: use HTTP",
     "grpc-port": "takes requests past our layer: use HTTP",
+    "enable-scale-out": "takes tensors from clients, past all limits on media: start vLLM's workers apart",
+    "tokens-only": "takes tensors from clients, past all limits on media: send the media",
+    "enable-fault-tolerance": "opens routes that steer the engine: give --restart",
     "uds": "hides the server from the probe: put a proxy on the socket in front of it",
     "ssl-keyfile": "hides the server from the probe: end TLS in a proxy in front of it",
     "ssl-certfile": "hides the server from the probe: end TLS in a proxy in front of it",
@@ -142,6 +147,7 @@ def _vllm_limits(limits: Limits) -> dict[str, str]:
     return {
         "VLLM_MAX_IMAGE_PIXELS": str(max(limits.image_pixels, limits.video_pixels)),
         "VLLM_MAX_AUDIO_DECODE_DURATION_S": str(limits.audio_seconds),
+        "VLLM_MAX_AUDIO_DECODE_BYTES": str(limits.audio_bytes),
         "VLLM_MAX_AUDIO_CLIP_FILESIZE_MB": megabytes,
         "VLLM_MAX_MEDIA_DOWNLOAD_SIZE_MB": megabytes,
         "VLLM_MAX_N_SEQUENCES": str(SEQUENCES_A_REQUEST),

@@ -19,10 +19,23 @@ from imod_serve.limits import LOOPBACK_ONLY, READY, read_limits
 
 OPEN = ("/health", "/ready", "/ping", "/metrics")
 """For load balancers and Prometheus; they tell no content."""
-CONTROL = ("/scale_elastic_ep", "/is_scaling_elastic_ep", "/start_profile", "/stop_profile")
-"""Routes that steer the engine; whoever may ask questions may not do that."""
+CLOSED = {
+    "/scale_elastic_ep": "it steers the engine",
+    "/is_scaling_elastic_ep": "it steers the engine",
+    "/start_profile": "it steers the engine",
+    "/stop_profile": "it steers the engine",
+    "/fault_tolerance": "it steers the engine",
+    "/abort_requests": "it ends other clients' requests",
+    "/inference": "it takes tensors past the limits on media",
+    "/v1/chat/completions/batch": "it takes any number of conversations at once, send one a request",
+    "/generative_scoring": "it takes any number of texts at once, send one a request",
+    "/v1/audio": "it decodes sounds before they are looked at, send them to /v1/chat/completions",
+}
+"""Routes of vLLM's, with all below them, that are not open to whoever may ask questions, and why."""
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 PORT = re.compile(r":\d*$")
+GRACE_SECONDS = 10.0
+"""In which vLLM ends a request that took too long, before it is broken off."""
 DRAINED = 4
 """Times the limit that is read of a request that is too large, and thrown away: a client hears an answer only after it
 has sent all."""
@@ -89,8 +102,9 @@ class Guard:
     def _admit(self, path: str, method: str, headers: dict[str, str]) -> None:
         if self.loopback_only and PORT.sub("", headers.get("host", "")).lower() not in LOOPBACK_NAMES:
             raise Refusal(403, "This server without an API key answers under localhost and 127.0.0.1 alone.")
-        if path in CONTROL:
-            raise Refusal(403, f"{path} is not open to clients.")
+        for closed, why in CLOSED.items():
+            if path == closed or path.startswith(f"{closed}/"):
+                raise Refusal(403, f"{closed} is not open to clients: {why}.")
         if self.key and path not in OPEN and method != "OPTIONS" and not _has_key(headers, self.key):
             raise Refusal(401, "The API key is missing or wrong: send it as Authorization: Bearer KEY.")
 
@@ -98,28 +112,37 @@ class Guard:
         return self.ready is None or self.ready.exists()
 
     async def _answer_in_time(self, scope: Any, receive: Any, send: Any, headers: dict[str, str]) -> None:
-        """Read the body, pass it on, and break off what takes too long."""
-        begun = False
+        """Read the body, pass it on, and end what takes too long.
+
+        To vLLM that looks as if the client had left, for which it stops computing; merely broken off, it would go on
+        for nobody.
+        """
+        begun, over, body = False, asyncio.Event(), None
         held: list[bytes] = []
 
         async def watched(message: Any) -> None:
             nonlocal begun
-            begun = True
-            await send(message)
+            if not over.is_set():  # what was begun is left without its end
+                begun = True
+                await send(message)
 
-        body = None
+        loop, seconds = asyncio.get_running_loop(), self.limits.request_seconds
+        end = loop.time() + seconds
+        timer = loop.call_at(end, over.set)
         try:
-            async with asyncio.timeout(self.limits.request_seconds) as clock:
+            async with asyncio.timeout_at(end) as clock:
                 body = await self._read(receive, headers, held)
-                await self.app(scope, _replay(body, receive), watched)
+            async with asyncio.timeout_at(end + GRACE_SECONDS) as clock:
+                await self.app(scope, _replay(body, receive, over), watched)
         except TimeoutError:
             if not clock.expired():
                 raise
-            if not begun:
-                status, what = (408, "sent") if body is None else (504, "answered")
-                raise Refusal(status, f"The request was not {what} within {self.limits.request_seconds} s.") from None
         finally:
+            timer.cancel()
             self.held -= sum(map(len, held))
+        if over.is_set() and not begun:
+            status, what = (408, "sent") if body is None else (504, "answered")
+            raise Refusal(status, f"The request was not {what} within {seconds} s.")
 
     async def _read(self, receive: Any, headers: dict[str, str], held: list[bytes]) -> bytes:
         """The body, which also stays in `held` and is counted in `self.held` from its first piece on."""
@@ -143,16 +166,22 @@ class Guard:
         return held[0]
 
 
-def _replay(body: bytes, receive: Any) -> Any:
-    """A `receive` that yields the body again, then what comes after it: the client's disconnecting."""
+def _replay(body: bytes, receive: Any, over: asyncio.Event) -> Any:
+    """A `receive` that yields the body again, then the client's leaving, which `over` stands for too."""
     given = False
 
     async def again() -> Any:
         nonlocal given
-        if given:
-            return await receive()
-        given = True
-        return {"type": "http.request", "body": body, "more_body": False}
+        if not given:
+            given = True
+            return {"type": "http.request", "body": body, "more_body": False}
+        waits = [asyncio.ensure_future(wait) for wait in (receive(), over.wait())]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            return waits[0].result() if waits[0].done() else {"type": "http.disconnect"}
+        finally:
+            for wait in waits:
+                wait.cancel()
 
     return again
 

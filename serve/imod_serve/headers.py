@@ -5,12 +5,12 @@ packets of a video or sound besides, since a header may lie about how many there
 """
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from imod_core.errors import InputError
-from imod_core.media import SHORTFALL
+from imod_core.media import SHORTFALL, UNKNOWN_FPS
 from imod_serve.limits import Limits
 
 PICTURES = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
@@ -21,12 +21,22 @@ STREAMS = 8
 """In one file; a film with subtitles and a cover has fewer."""
 SOUND_PACKETS = 300_000
 """Ten minutes in packets of 2.5 ms, the shortest that Opus knows, have 240,000."""
+SAMPLE_BYTES = 4
+"""Of one decoded sample of one channel."""
 LOWEST_RATE = 4_000
 """Hz; less is no sound that anybody records, and a second of it becomes many at 16 kHz."""
 
 
-def check_image(data: bytes, limits: Limits) -> None:
-    """Raises InputError for what is no picture, or too large a one."""
+class Length(NamedTuple):
+    """Of a stream."""
+
+    packets: int
+    seconds: float
+    """As announced or as its packets say, whichever is more."""
+
+
+def check_image(data: bytes, limits: Limits) -> int:
+    """Pixels of a picture; raises InputError for what is none, or too large a one."""
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -39,6 +49,7 @@ def check_image(data: bytes, limits: Limits) -> None:
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise InputError(f"The picture is damaged ({error}).") from None
     _at_most("The picture", width * height, limits.image_pixels, "pixels")
+    return width * height
 
 
 def check_audio(data: bytes, limits: Limits) -> None:
@@ -49,6 +60,7 @@ def check_audio(data: bytes, limits: Limits) -> None:
         with soundfile.SoundFile(io.BytesIO(data)) as sound:
             _check_sound(sound.channels, sound.samplerate, limits)
             _at_most("The sound", sound.frames / sound.samplerate, limits.audio_seconds, "seconds")
+            _check_decoded(sound.channels, sound.frames, limits)
             return
     except (soundfile.LibsndfileError, TypeError):  # TypeError: raw samples without a header
         pass
@@ -58,11 +70,15 @@ def check_audio(data: bytes, limits: Limits) -> None:
         stream = container.streams.audio[0]
         codec = _codec("sound", stream)
         _check_sound(codec.channels, codec.sample_rate, limits)
-        _check_length("sound", container, stream, limits.audio_seconds, count=SOUND_PACKETS)
+        seconds = _check_length("sound", container, stream, limits.audio_seconds, count=SOUND_PACKETS).seconds
+        _check_decoded(codec.channels, seconds * codec.sample_rate, limits)
 
 
-def check_video(data: bytes, limits: Limits) -> None:
-    """Raises InputError for what is no whole video, or too long or large a one."""
+def check_video(data: bytes, limits: Limits, kept: Callable[[int, float], int] = lambda total, fps: total) -> None:
+    """Raises InputError for what is no whole video, or too long or large a one.
+
+    `kept` tells how many frames are kept of a video, given how many it has and how many a second.
+    """
     with _container("video", data) as container:
         if not container.streams.video:
             raise InputError("The video has no picture stream: expected a video.")
@@ -73,16 +89,23 @@ def check_video(data: bytes, limits: Limits) -> None:
             raise InputError("The video does not say how large its pictures are: it is damaged.")
         _at_most("The video", pixels, limits.video_pixels, "pixels a frame")
         _at_most("The video", stream.frames, limits.video_frames, "frames")
-        found = _check_length("video", container, stream, limits.video_seconds, count=limits.video_frames)
+        rate = float(stream.average_rate or stream.guessed_rate or UNKNOWN_FPS)
+        found = _check_length("video", container, stream, limits.video_seconds, count=limits.video_frames).packets
         if found < stream.frames * (1 - SHORTFALL):
             raise InputError(f"The video is cut off: {found} of {stream.frames} announced frames are there.")
         _at_most("The video", pixels * found, limits.video_total_pixels, "pixels in all frames")
+        check_kept(pixels * kept(stream.frames or found, rate), limits)
 
 
-def _check_length(what: str, container: Any, stream: Any, seconds: int, *, count: int) -> int:
-    """Hold the announced length and the one of the packets to `seconds`; returns how many packets there are."""
-    for announced in (float((stream.duration or 0) * (stream.time_base or 0)), (container.duration or 0) / 1_000_000):
-        _at_most(f"The {what}", announced, seconds, "seconds")
+def check_kept(pixels: int, limits: Limits) -> None:
+    """Hold the frames that are kept in memory to their limit."""
+    _at_most("The video", pixels, limits.video_kept_pixels, "pixels in the frames that are read of it")
+
+
+def _check_length(what: str, container: Any, stream: Any, seconds: int, *, count: int) -> Length:
+    """Hold the announced length and the one of the packets to `seconds`, and their number to `count`."""
+    announced = max(float((stream.duration or 0) * (stream.time_base or 0)), (container.duration or 0) / 1_000_000)
+    _at_most(f"The {what}", announced, seconds, "seconds")
     found, first, last = 0, None, 0.0
     for packet in container.demux(stream):
         if not packet.size:
@@ -96,13 +119,17 @@ def _check_length(what: str, container: Any, stream: Any, seconds: int, *, count
         _at_most(f"The {what}", found, count, "packets")
     if not found:
         raise InputError(f"The {what} holds nothing that can be decoded.")
-    return found
+    return Length(found, max(announced, last - (first or 0.0)))
 
 
 def _codec(what: str, stream: Any) -> Any:
     if stream.codec_context is None:
         raise InputError(f"The {what} is in an encoding that nobody here can read.")
     return stream.codec_context
+
+
+def _check_decoded(channels: int, samples: float, limits: Limits) -> None:
+    _at_most("The sound", SAMPLE_BYTES * channels * samples, limits.audio_bytes, "bytes when decoded")
 
 
 def _check_sound(channels: int, rate: int, limits: Limits) -> None:

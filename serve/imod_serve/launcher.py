@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from types import TracebackType
+from typing import NoReturn
 
 from imod_core.artifacts import write_text
 from imod_core.console import console
@@ -26,7 +27,7 @@ from imod_serve.limits import READY, Limits
 from imod_serve.log import LogTail
 from imod_serve.lora import find_adapter, prepare_adapter
 from imod_serve.notes import note, warn
-from imod_serve.process import VllmProcess
+from imod_serve.process import VllmProcess, vllm_command
 
 READY_SECONDS = 1800.0
 """Limit for a start; tens of gigabytes of weights from a slow disk take their time."""
@@ -136,7 +137,7 @@ class Server:
             identity()
             write_text(self._ready, json.dumps(findings))
         except ImodError:
-            died = self.process is not None and not self.process.alive
+            died = self.process is not None and self.process.is_dying()
             reason = self.process.death("died while it answered a test question") if self.process and died else None
             self._end()
             if reason is None:
@@ -146,6 +147,11 @@ class Server:
             self._end()
             raise
         return self
+
+    def become_engines(self) -> NoReturn:
+        """Turn this process into vLLM's engines of a further host: with the first host's flags, and no HTTP."""
+        command = vllm_command(self.flags)
+        os.execve(command[0], command, self._environment)
 
     def stop(self) -> None:
         """End the server, every process it started, and what was made for it. Does nothing the second time."""
@@ -191,7 +197,7 @@ class Server:
         time.sleep(pause)
         try:
             self.start()
-        except CheckFailed as error:
+        except ImodError as error:
             return str(error)
         note(f"{self.name} is ready again at {self.url}")
         return None

@@ -46,6 +46,8 @@ class Limits:
     """A film's 5.1 still passes."""
     audio_rate: int = 192_000
     """Hz."""
+    audio_bytes: int = 256 << 20
+    """Decoded, at the file's own rate and channels in four bytes a sample: ten minutes of stereo at 48 kHz."""
     video_seconds: int = int(MAX_SECONDS)
     video_pixels: int = 1 << 23
     """Of one frame; 3840 x 2160 still passes."""
@@ -53,6 +55,8 @@ class Limits:
     """In the file: to reach the last, all have to be decoded."""
     video_total_pixels: int = 20_000_000_000
     """Of all frames together: ten minutes of 720p at 30 a second, or a minute and a half of 2160p."""
+    video_kept_pixels: int = 500_000_000
+    """Of the frames that the model is given, which are in memory together, three bytes a pixel, at the file's size."""
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -23,6 +23,15 @@ HEALTH_SECONDS = 5.0
 """Between two looks at /health."""
 SICK_SECONDS = 30.0
 """A server that says for so long that its engine is dead, and does not end by itself, is ended."""
+SILENT_SECONDS = 180.0
+"""So is one that does not answer at all for so long; less may be a busy machine."""
+DYING_SECONDS = 5.0
+"""Between an engine's death, of which a request may be told first, and its server's."""
+
+
+def vllm_command(flags: Sequence[str]) -> list[str]:
+    """`vllm serve`; -P keeps a folder `vllm` or `serve` in the working directory from being imported instead."""
+    return [sys.executable, "-P", "-m", "imod_serve.vllm_main", "serve", *flags]
 
 
 class VllmProcess:
@@ -37,12 +46,10 @@ class VllmProcess:
 
     def __init__(self, flags: Sequence[str], environment: dict[str, str], url: str, log: LogTail):
         self.url, self.log = url, log
-        # -P keeps a folder `vllm` or `serve` in the working directory from being imported instead.
-        command = [sys.executable, "-P", "-m", "imod_serve.vllm_main", "serve", *flags]
         self.log.begin()
         with self.log.path.open("ab") as output:
             self.process = subprocess.Popen(
-                command,
+                vllm_command(flags),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -77,18 +84,29 @@ class VllmProcess:
 
     def watch(self) -> str:
         """Block until it is dead, or says for long that its engine is; returns why."""
-        looked = well = time.monotonic()
+        looked = well = heard = time.monotonic()
         while self.alive:
             time.sleep(POLL_SECONDS)
             self.log.follow()
             if time.monotonic() - looked < HEALTH_SECONDS:
                 continue
-            looked = time.monotonic()
-            # No answer at all may be a busy machine; 503 is vLLM's word for a dead engine.
-            well = looked if self.health() != 503 else well
+            looked, health = time.monotonic(), self.health()
+            heard = looked if health is not None else heard
+            well = looked if health != 503 else well  # vLLM's word for a dead engine
             if looked - well > SICK_SECONDS:
                 return self.death("has a dead engine and does not end")
+            if looked - heard > SILENT_SECONDS:
+                return self.death(f"has not answered for {SILENT_SECONDS:.0f} s")
         return self.death("stopped serving")
+
+    def is_dying(self) -> bool:
+        """Whether it is dead, says that its engine is, or comes to that within a few seconds."""
+        until = time.monotonic() + DYING_SECONDS
+        while self.alive and time.monotonic() < until:
+            if self.health() == 503:
+                return True
+            time.sleep(POLL_SECONDS)
+        return not self.alive
 
     def health(self) -> int | None:
         """HTTP status of /health; None if there is no answer."""
@@ -104,8 +122,9 @@ class VllmProcess:
             self.process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
             warn(f"vLLM did not end within {STOP_SECONDS:.0f} s and is killed.")
-        self._signal(signal.SIGKILL)
-        self.process.wait()
+        finally:  # also when somebody cannot wait and interrupts again
+            self._signal(signal.SIGKILL)
+            self.process.wait()
         self.log.follow()
 
     def death(self, what: str) -> str:
@@ -114,7 +133,7 @@ class VllmProcess:
         if code is not None and code < 0:
             reason = f"it was ended by {signal.Signals(-code).name}"
         else:
-            reason = self.log.last_error() or f"it ended with code {code}"
+            reason = self.log.last_error() or ("it is still there" if code is None else f"it ended with code {code}")
         return f"vLLM {what}: {reason} (log: {self.log.path})"
 
     def _signal(self, number: signal.Signals) -> None:

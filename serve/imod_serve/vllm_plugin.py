@@ -84,17 +84,20 @@ def _register_video() -> None:
     class ImodVideoLoader(VideoLoader):
         """The frames that training takes, see `imod_core.sampling`."""
 
-        @classmethod
-        def load_bytes(
-            cls,
-            data: bytes,
+        @staticmethod
+        def sampling(
             num_frames: int = -1,
             fps: float | None = None,
             rule: str | None = None,
             min_frames: int | None = None,
             max_frames: int | None = None,
             **kwargs: Any,
-        ) -> tuple[Any, dict[str, Any]]:
+        ) -> FrameSampling:
+            """What `--media-io-kwargs` say."""
             count = None if fps else num_frames if num_frames > 0 else ALL_FRAMES
-            clip = load_clip(data, FrameSampling(count, fps, rule, min_frames, max_frames))
+            return FrameSampling(count, fps, rule, min_frames, max_frames)
+
+        @classmethod
+        def load_bytes(cls, data: bytes, num_frames: int = -1, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+            clip = load_clip(data, cls.sampling(num_frames, **kwargs))
             return clip.frames, {**clip.metadata, "video_backend": VIDEO_BACKEND, "do_sample_frames": False}

@@ -79,7 +79,8 @@ def servers():
             stage = "serve" if container["name"] == "server" else "demo"
             found[name] = json.loads(instruction(stage, "ENTRYPOINT")) + container["args"]
         else:
-            found[name] = next(words for words in scripts(container) if words[:2] == ["imod", "serve"])
+            for words in scripts(container):
+                found[f"{name}/headless" if "--headless" in words else name] = words
     return found
 
 
@@ -92,18 +93,13 @@ def scripts(container):
         text = text.replace(shared[0], "").replace("$shared", " ".join(shared[1].split()))
     for line in text.replace("exec ", "").splitlines():
         words = shlex.split(line)
-        if words[:2] in (["imod", "serve"], ["vllm", "serve"]):
+        if words[:2] == ["imod", "serve"]:
             yield words
 
 
 def vllm_flags():
     """Where -> the arguments that vLLM's own parser gets."""
-    found = {name: words[words.index("--") + 1 :] for name, words in servers().items() if "--" in words}
-    for name, pod in workloads():
-        for words in scripts(pod["containers"][0]) if "command" in pod["containers"][0] else ():
-            if words[0] == "vllm":
-                found[f"{name}/headless"] = words[3:]
-    return found
+    return {name: words[words.index("--") + 1 :] for name, words in servers().items() if "--" in words}
 
 
 def test_the_dockerfile_passes_hadolint(tmp_path):
@@ -147,11 +143,11 @@ def test_every_start_uses_options_that_the_commands_have():
     from imod_core.cli import imod
 
     found = servers()
-    assert len(found) == 9
+    assert len(found) == 10
     for where, words in found.items():
         command = imod.get_command(None, words[1])
         context = command.make_context(words[1], list(words[2:]))  # raises for what the command does not know
-        assert context.params["host"] == "0.0.0.0", where
+        assert context.params["host"] == ("127.0.0.1" if where.endswith("/headless") else "0.0.0.0"), where
     with pytest.raises(Exception, match="No such option"):
         imod.get_command(None, "serve").make_context("serve", ["--no-such", "m"])
 
@@ -176,6 +172,16 @@ def test_both_ends_of_a_parallel_server_give_the_engines_the_same_flags():
     head, other = (pairs(found[f"data-parallel/imod-data-parallel{end}"]) for end in ("", "/headless"))
     assert {k: v for k, v in head.items() if k not in ours} == {k: v for k, v in other.items() if k not in ours}
     assert int(head["--data-parallel-size"]) == 2 * int(head["--data-parallel-size-local"])
+
+
+@pytest.mark.parametrize("path", sorted(DEPLOY.glob("multi-node/*.yaml")), ids=lambda path: path.stem)
+def test_clients_are_led_to_the_one_host_that_answers_once_it_is_ready(path):
+    hosts, clients = (d["spec"] for d in documents(path) if d["kind"] == "Service")
+    assert "ports" not in hosts
+    assert hosts["publishNotReadyAddresses"]
+    assert clients["selector"] == {**hosts["selector"], "apps.kubernetes.io/pod-index": "0"}
+    assert "publishNotReadyAddresses" not in clients
+    assert "clusterIP" not in clients
 
 
 def pairs(words):
@@ -205,7 +211,7 @@ def test_the_key_comes_as_a_file_and_the_server_is_published_nowhere():
     assert compose["networks"]["inside"]["internal"]
     assert all(port.startswith("127.0.0.1:") for port in compose["services"]["demo"]["ports"])
     for where, words in servers().items():
-        if not where.startswith("Dockerfile"):
+        if not where.startswith("Dockerfile") and not where.endswith("/headless"):
             assert words[words.index("--api-key-file") + 1].startswith("/run/secrets/"), where
 
 

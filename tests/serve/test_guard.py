@@ -6,7 +6,7 @@ import json
 import httpx
 import pytest
 
-from imod_serve.guard import Guard
+from imod_serve.guard import CLOSED, Guard
 from imod_serve.limits import LIMITS, LOOPBACK_ONLY, READY, Limits
 
 JSON = {"content-type": "application/json"}
@@ -138,6 +138,41 @@ def test_what_takes_too_long_ends_with_a_reason(settings):
     assert ask(guard, content=trickle(), headers=JSON).status_code == 408
 
 
+def test_what_takes_too_long_looks_to_vllm_as_if_the_client_had_left(settings):
+    """vLLM's own decorator of its routes; merely cancelled, it would leave the handler to run on."""
+    from fastapi import FastAPI
+    from starlette.requests import Request
+    from vllm.entrypoints.serve.utils.api_utils import with_cancellation
+
+    ended = []
+
+    @with_cancellation
+    async def handler(request, raw_request):
+        try:
+            await asyncio.sleep(5)
+        finally:
+            ended.append("ended")
+
+    async def app(scope, receive, send):
+        request = Request({**scope, "app": FastAPI()}, receive)
+        await request.body()
+        await handler(None, raw_request=request)
+
+    guard = settings(Limits(request_seconds=1))
+    guard.app = app
+
+    async def outlasted():
+        transport = httpx.ASGITransport(guard)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            reply = await client.post("/v1/completions", content=b"{}", headers=JSON)
+            await asyncio.sleep(0.2)
+            return reply, list(ended)  # the end of the loop would end every handler
+
+    reply, told = asyncio.run(outlasted())
+    assert reply.status_code == 504
+    assert told == ["ended"]
+
+
 def test_a_stream_that_takes_too_long_is_broken_off_and_not_ended_as_if_it_were_whole(settings):
     sent = []
     scope = {"type": "http", "method": "POST", "path": "/stream", "headers": []}
@@ -177,11 +212,14 @@ def test_bodies_together_are_bounded_and_let_go_of(settings):
     assert (guard.held, guard.active) == (0, 0)
 
 
-@pytest.mark.parametrize("path", ["/scale_elastic_ep", "/start_profile"])
-def test_clients_do_not_steer_the_engine_even_with_the_key(settings, path):
+@pytest.mark.parametrize(
+    "path", [*CLOSED, "/fault_tolerance/apply", "/inference/v1/generate", "/v1/audio/translations"]
+)
+def test_what_steers_the_engine_or_goes_round_the_limits_is_closed_even_with_the_key(settings, path):
     guard = settings(VLLM_API_KEY="key")
     reply = ask(guard, path=path, content=b"{}", headers={**JSON, "authorization": "Bearer key"})
     assert reply.status_code == 403
+    assert "is not open to clients" in reason(reply)
 
 
 def test_websockets_are_closed(settings):

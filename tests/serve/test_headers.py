@@ -69,6 +69,14 @@ def test_sounds_of_odd_shape_are_refused(rate, channels, reason):
         check_audio(hostile.sound(1, 0.2, rate, channels), LIMITS)
 
 
+def test_a_sound_is_held_to_what_it_becomes_when_decoded(media):
+    stereo = hostile.sound(1, 1.0, 8000, 2)
+    check_audio(stereo, limits(audio_bytes=4 * 2 * 8000))
+    for data, most in ((stereo, 4 * 2 * 8000 - 1), (media.video.read_bytes(), 4 * 1000)):
+        with pytest.raises(InputError, match="bytes when decoded: at most"):
+            check_audio(data, limits(audio_bytes=most))
+
+
 def test_an_hour_of_silence_in_few_bytes_is_refused():
     data = hostile.sound(0, 3601, format="FLAC")
     assert len(data) < 200_000

@@ -57,6 +57,23 @@ def test_a_port_in_use_is_named(base, tmp_path):
             Server(base, port=taken.getsockname()[1], log=tmp_path / "log").start()
 
 
+def test_a_restart_that_cannot_begin_is_one_that_failed_and_not_the_last_word(base, monkeypatch, tmp_path):
+    monkeypatch.setattr("imod_serve.launcher.FIRST_PAUSE", 0.0)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        server = Server(base, port=taken.getsockname()[1], log=tmp_path / "log", restarts=5)
+        assert "port" in server._restart(1, "it died")
+
+
+def test_engines_of_a_further_host_are_vllm_itself_with_the_first_hosts_flags(base):
+    """Up to where vLLM refuses what only a host with HTTP may have."""
+    result = call("serve", base, "--name", "m", "--", "--headless", "--api-server-count", "2")
+    assert result.returncode == 1
+    assert "--limit-mm-per-prompt" in result.stderr
+    assert "cannot be used with --headless" in result.stderr
+
+
 def test_a_launcher_that_is_killed_takes_its_server_along():
     """The watch alone, without vLLM: a child in its own session whose parent gets SIGKILL."""
     child = "from imod_serve.vllm_main import end_with_parent; import time; end_with_parent(); time.sleep(60)"
