@@ -90,6 +90,10 @@ def export(
     _check_apart(out, sources)
     plan = plan_of(sources, settings)
     _check_room(plan, out)
+    if settings.onnx is not None:
+        from imod_export.graphs import check_model
+
+        check_model(sources.base)
     if settings.parity:
         _check_comparable(sources, settings)
     identity = Identity(sources)
@@ -97,6 +101,7 @@ def export(
     with work_on(out, _fingerprint(sources, plan, settings)) as work:
         costs = _write_model(plan, sources, work, settings, identity)
         facts = _facts(sources, plan, settings, identity.get())
+        work.keep()
         report = _compare(sources, plan, work.folder, settings, costs) if settings.parity else None
         verdict = None if report is None else report.verdict
         if settings.onnx is not None:

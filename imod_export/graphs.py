@@ -1,6 +1,5 @@
 """ONNX graphs beside a model folder, or alone: written, compared, and rejected where they are not the model."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ def export_onnx_only(model: Path, out: Path, settings: ExportSettings) -> Path:
     check_inputs(out, settings)
     if not (model / "config.json").is_file():
         raise MissingFileError(f"{model} is no model folder: expected config.json in it, as `imod export` writes it.")
+    check_model(model)
     with new_folder(out) as folder:
         verdict = add_graphs(model, folder, settings, None)
         write_manifest(folder, "onnx-export", model={"path": str(model)}, parity=verdict)
@@ -29,12 +29,25 @@ def export_onnx_only(model: Path, out: Path, settings: ExportSettings) -> Path:
     return out
 
 
+def check_model(model: Path) -> None:
+    """Refuse a model that there are no graphs for, by its configuration and processor alone.
+
+    Raises:
+        InputError: a kind of model, or of attention, that cannot be written as ONNX.
+        MissingFileError: it has no processor that loads.
+    """
+    from imod_core.families.load import load_processor, trained_class
+    from imod_export.onnx.components import check_kind
+
+    check_kind(trained_class(model)[1])
+    load_processor(model)
+
+
 def add_graphs(model: Path, folder: Path, settings: ExportSettings, verdict: dict | None) -> dict[str, Any] | None:
     """Write `model` as `folder`/onnx and compare; returns the verdict so far with that of the graphs."""
     from imod_export.onnx.export import export_onnx
 
     variants = settings.onnx or ()
-    shutil.rmtree(folder / "onnx", ignore_errors=True)  # what an interrupted export left
     export_onnx(model, folder / "onnx", variants)
     if not settings.parity:
         return verdict

@@ -4,20 +4,21 @@
 .OUT.partial/model/          becomes OUT when all of it is there
 .OUT.partial/lock            held while a process works on it
 
-Running the same command again goes on where the last one ended. Another command for the same OUT begins anew.
+Running the same command again goes on where the last one ended. Another command for the same OUT begins anew. What is
+whole outlives a kill, and once all of it is `kept` also an error.
 """
 
 import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from imod_core.artifacts import write_json
-from imod_core.errors import ImodError, InputError
+from imod_core.errors import CheckFailed, ImodError, InputError
 
 JOURNAL, MODEL, LOCK = "journal.json", "model", "lock"
 
@@ -34,6 +35,14 @@ class Work:
             write_json(place / JOURNAL, journal)
         self.folder.mkdir(exist_ok=True)
         self._journal = journal
+        for path in self.folder.iterdir():
+            if path.name not in journal["done"]:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    @property
+    def done(self) -> Container[str]:
+        """Names of the files that are whole and on disk."""
+        return self._journal["done"]
 
     def record(self, name: str) -> dict[str, Any] | None:
         """What was noted about a file that is whole; None if it is yet to be made."""
@@ -47,15 +56,20 @@ class Work:
         self._journal["done"][name] = {"bytes": (self.folder / name).stat().st_size, **facts}
         write_json(self.place / JOURNAL, self._journal)
 
+    def keep(self) -> None:
+        """From here on an error leaves the work as it is: what takes long is done."""
+        self._journal["kept"] = True
+        write_json(self.place / JOURNAL, self._journal)
+
 
 @contextmanager
 def work_on(out: Path, fingerprint: str) -> Iterator[Work]:
     """The work on `out`, new or gone on with where the fingerprint is the same; at the end it becomes `out`.
 
-    After a user's mistake nothing is left; after an interruption the work stays, to be gone on with.
+    After a user's mistake nothing is left, unless the work is kept; after an interruption it stays, to be gone on with.
 
     Raises:
-        InputError: the place cannot be written, or another process works on it.
+        InputError: the place cannot be written, or another process works on it; whatever stopped work that is kept.
     """
     place = place_of(out)
     try:
@@ -69,13 +83,15 @@ def work_on(out: Path, fingerprint: str) -> Iterator[Work]:
         except OSError:
             raise InputError(f"Another export writes {out} now: wait for it, or give another --out.") from None
         try:
-            work = Work(place, fingerprint)
-            yield work
-            _publish(work.folder, out)
-        except OSError as error:
-            shutil.rmtree(place, ignore_errors=True)
-            raise InputError(f"The merge stopped ({error.strerror or error}): mend that and run it again.") from None
-        except ImodError:
+            with _in_a_sentence():
+                work = Work(place, fingerprint)
+                yield work
+                _publish(work, out)
+        except ImodError as error:
+            if (place / MODEL).exists() and _read(place / JOURNAL).get("kept"):
+                kind = CheckFailed if isinstance(error, CheckFailed) else InputError
+                told = f"{error} The merged weights are kept in {place}: the same command goes on with them."
+                raise kind(told) from None
             shutil.rmtree(place, ignore_errors=True)
             raise
         shutil.rmtree(place)
@@ -93,13 +109,33 @@ def sweep(out: Path) -> None:
         shutil.rmtree(place, ignore_errors=True)
 
 
-def _publish(folder: Path, out: Path) -> None:
-    if not folder.exists():
+@contextmanager
+def _in_a_sentence() -> Iterator[None]:
+    """What the system refuses, as an error of ours."""
+    try:
+        yield
+    except ImodError:  # a missing file's is an OSError too, and is a sentence already
+        raise
+    except OSError as error:
+        raise InputError(f"The merge stopped ({error.strerror or error}): mend that and run it again.") from None
+
+
+def _publish(work: Work, out: Path) -> None:
+    if not work.folder.exists():
         return  # moved elsewhere by whoever rejected it
+    for path in work.folder.rglob("*"):
+        if path.is_dir() or path.name not in work.done:
+            _sync(path)
+    _sync(work.folder)
     if out.is_dir():
         out.rmdir()
-    folder.rename(out)
-    descriptor = os.open(out.absolute().parent, os.O_RDONLY)
+    work.folder.rename(out)
+    _sync(out.absolute().parent)
+
+
+def _sync(path: Path) -> None:
+    """Have a file, or a folder's list of names, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -19,6 +19,8 @@ from imod_export.onnx.layout import AUDIO, DECODER, EMBED, VISION, cache_names
 
 ATTENTION = "imod_onnx"
 """Our attention's name in transformers' registry."""
+KINDS = ("avt", "qwen2_5_omni_thinker")
+"""Types of models that there are graphs for."""
 Axes = dict[int, str]
 
 
@@ -147,20 +149,31 @@ def attend(
 AttentionInterface.register(ATTENTION, attend)
 
 
+def check_kind(config: Any) -> None:
+    """Refuse a configuration whose model has no graphs.
+
+    Raises:
+        InputError: a kind of model, or of attention, that cannot be exported.
+    """
+    if config.model_type not in KINDS:
+        raise InputError(
+            f"Models of type '{config.model_type}' cannot be written as ONNX: expected avt or qwen2_5_omni."
+        )
+    _check_attention(config.text_config)
+
+
 def components_of(model: Any, processor: Any) -> list[Component]:
     """The four parts of a loaded model, float32 on the CPU; its processor tells how large media are.
 
     Raises:
         InputError: a kind of model, or of attention, that cannot be exported.
     """
-    kind = model.config.model_type
-    if kind == "avt":
+    check_kind(model.config)
+    if model.config.model_type == "avt":
         return avt_components(model, processor)
-    if kind == "qwen2_5_omni_thinker":
-        from imod_export.onnx.omni import omni_components
+    from imod_export.onnx.omni import omni_components
 
-        return omni_components(model)
-    raise InputError(f"Models of type '{kind}' cannot be written as ONNX: expected avt or qwen2_5_omni.")
+    return omni_components(model)
 
 
 def avt_components(model: Any, processor: Any) -> list[Component]:
@@ -185,13 +198,7 @@ def embed_component(table: nn.Module) -> Component:
 
 
 def decoder_component(language_model: Any, head: nn.Module, config: Any, position_rows: int = 0) -> Component:
-    """The LLM; with `position_rows`, positions are `(rows, B, L)` instead of `(B, L)`.
-
-    Raises:
-        InputError: attention that does not see all of the past.
-    """
-    if set(getattr(config, "layer_types", None) or ["full_attention"]) != {"full_attention"}:
-        raise InputError(f"The language model has layers of {set(config.layer_types)}: expected full_attention alone.")
+    """The LLM; with `position_rows`, positions are `(rows, B, L)` instead of `(B, L)`."""
     language_model.set_attn_implementation(ATTENTION)
     batch, length, past = 2, 3, 5
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -209,3 +216,10 @@ def decoder_component(language_model: Any, head: nn.Module, config: Any, positio
     inputs = ["inputs_embeds", "attention_mask", "position_ids", *cache_names(layers, "past_key_values")]
     outputs = ["logits", *cache_names(layers, "present")]
     return Component(DECODER, Decoder(language_model, head), args, axes, inputs, outputs)
+
+
+def _check_attention(config: Any) -> None:
+    """Attention has to see all of the past."""
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if kinds != {"full_attention"}:
+        raise InputError(f"The language model has layers of {', '.join(sorted(kinds))}: expected full_attention alone.")

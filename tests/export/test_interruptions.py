@@ -1,14 +1,17 @@
 """A merge that is killed or interrupted: what is there is right or absent, and going on gives the same result."""
 
 import hashlib
+import json
 import multiprocessing
+import os
 import random
+import shutil
 import time
 from contextlib import contextmanager, suppress
 
 import pytest
 
-from imod_core.errors import InputError
+from imod_core.errors import CheckFailed, ImodError, InputError, MissingFileError
 from imod_export.export import ExportSettings, export
 from imod_export.work import place_of, work_on
 
@@ -59,7 +62,10 @@ def test_killed_at_twenty_random_moments_and_resumed_it_is_the_undisturbed_merge
         process.join()
         started.unlink()
         states.add(state_of(place, expected))
-        if not (place / "out").exists():
+        if (place / "out").exists():
+            with pytest.raises(InputError, match="not empty"):  # and what lies beside it is swept away
+                export(adapter, place / "out", sharded_base, NO_PARITY)
+        else:
             export(adapter, place / "out", sharded_base, NO_PARITY)
         assert contents(place / "out") == expected
         assert [path.name for path in place.iterdir()] == ["out"]
@@ -125,6 +131,66 @@ def test_a_finished_shard_that_was_cut_is_written_again(adapter, sharded_base, t
     cut = next(tmp_path.glob(".out.partial/model/*.safetensors"))
     cut.write_bytes(cut.read_bytes()[:-1])
     assert contents(export(adapter, tmp_path / "out", sharded_base, NO_PARITY)) == undisturbed[0]
+
+
+def test_what_fails_after_the_merge_leaves_it_to_be_gone_on_with(adapter, sharded_base, tmp_path):
+    base = shutil.copytree(sharded_base, tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    wrong = {**config, "text_config": {**config["text_config"], "intermediate_size": 8}}
+    (base / "config.json").write_text(json.dumps(wrong))
+    place = place_of(tmp_path / "out")
+    with pytest.raises(InputError, match=rf"does not load .* kept in {place}: the same command goes on with them\.$"):
+        export(adapter, tmp_path / "out", base)
+    kept = {path.name: path.stat().st_ino for path in place.glob("model/*.safetensors")}
+    assert len(kept) == len(list(base.glob("*.safetensors")))
+    (place / "model" / "parity").mkdir()
+    (place / "model" / "parity" / "old.json").touch()
+    (base / "config.json").write_text(json.dumps(config))
+    out = export(adapter, tmp_path / "out", base, NO_PARITY)
+    assert {name: (out / name).stat().st_ino for name in kept} == kept
+    assert json.loads((out / "config.json").read_text()) == config
+    assert not (out / "parity").exists()
+    assert not place.exists()
+
+
+def stopped_by(error, out, kept):
+    """What comes out of work that `error` stopped."""
+    try:
+        with work_on(out, "mine") as work:
+            if kept:
+                work.keep()
+            raise error
+    except ImodError as found:
+        return found
+
+
+ERRORS = [MissingFileError("It is gone."), InputError("It is wrong."), CheckFailed("It died.")]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=str)
+def test_an_error_is_told_in_its_own_sentence_and_leaves_nothing_that_is_not_kept(error, tmp_path):
+    assert stopped_by(error, tmp_path / "out", kept=False) is error
+    assert list(tmp_path.iterdir()) == []
+    told = stopped_by(error, tmp_path / "out", kept=True)
+    assert str(told).startswith(f"{error} The merged weights are kept in ")
+    assert told.exit_code == error.exit_code
+    assert place_of(tmp_path / "out").is_dir()
+
+
+def test_every_file_and_folder_is_on_the_disk_before_it_is_published(adapter, sharded_base, tmp_path, monkeypatch):
+    synced, sync = set(), os.fsync
+
+    def noted(descriptor):
+        assert not (tmp_path / "out").exists() or os.fstat(descriptor).st_ino == tmp_path.stat().st_ino
+        synced.add(os.fstat(descriptor).st_ino)
+        sync(descriptor)
+
+    base = shutil.copytree(sharded_base, tmp_path / "base")
+    (base / "more").mkdir()
+    (base / "more" / "notes.txt").write_text("x")
+    monkeypatch.setattr(os, "fsync", noted)
+    out = export(adapter, tmp_path / "out", base, NO_PARITY)
+    assert [str(path) for path in (tmp_path, out, *out.rglob("*")) if path.stat().st_ino not in synced] == []
 
 
 def test_two_at_once_on_one_target_do_not_meet(adapter, sharded_base, tmp_path):

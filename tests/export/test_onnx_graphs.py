@@ -244,18 +244,18 @@ def test_what_cannot_be_written_is_refused_in_a_sentence(merged, tmp_path, words
     assert not list(tmp_path.iterdir())
 
 
-def test_a_sliding_window_and_a_foreign_architecture_are_refused(merged):
+def test_a_sliding_window_and_a_foreign_architecture_are_refused():
+    import transformers
+
     from imod_core.errors import InputError
-    from imod_export.onnx.components import components_of, decoder_component
+    from imod_export.onnx.components import check_kind
 
-    class Config:
-        layer_types = ("sliding_attention", "full_attention")
-        model_type = "mamba"
-
-    with pytest.raises(InputError, match="full_attention"):
-        decoder_component(torch.nn.Identity(), torch.nn.Identity(), Config)
+    sliding = {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"]}
+    with pytest.raises(InputError, match="layers of full_attention, sliding_attention"):
+        check_kind(transformers.Qwen2_5OmniThinkerConfig(text_config=sliding))
     with pytest.raises(InputError, match="'mamba'"):
-        components_of(type("Model", (), {"config": Config}), None)
+        check_kind(transformers.MambaConfig())
+    check_kind(transformers.Qwen2_5OmniThinkerConfig())
 
 
 def test_a_model_that_is_not_what_its_graphs_say_is_rejected(merged, tmp_path, monkeypatch):

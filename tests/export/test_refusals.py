@@ -216,6 +216,32 @@ def test_a_base_without_its_processor_cannot_be_compared(place, adapter, base):
     refused(result, "no processor that loads")
 
 
+def test_a_model_that_there_are_no_graphs_for_is_refused_before_the_merge(place):
+    import peft
+    import transformers
+
+    torch.manual_seed(0)
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=32, **small))
+    model.save_pretrained(place / "base")
+    settings = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    peft.get_peft_model(model, settings).save_pretrained(place / "adapter")
+    words = ["--merge", place / "adapter", "--base", place / "base", "--out", place / "target/out", "--no-parity"]
+    result = run_export(*words, "--onnx")
+    refused(result, "'llama'", "avt or qwen2_5_omni")
+    assert "Merging" not in result.output
+
+
+def test_a_base_without_its_processor_gets_no_graphs(place, adapter, base):
+    folder = copy(base, place / "base")
+    for name in ("processor_config.json", "tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    words = ["--merge", adapter, "--base", folder, "--out", place / "target/out", "--no-parity"]
+    result = run_export(*words, "--onnx")
+    refused(result, "no processor that loads")
+    assert "Merging" not in result.output
+
+
 def test_a_full_disk_is_noticed_before_the_merge(place, run_folder, monkeypatch):
     usage = shutil.disk_usage(place)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
