@@ -113,6 +113,7 @@ def hostile_requests() -> list[Request]:
     concat = b"ffconcat version 1.0\nfile '/etc/passwd'\n"
     clip, wav = video(1), sound(1)
     link = {"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}
+    frames = "data:video/jpeg;base64," + "," * 1_000_000
     nested = b'{"messages":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
     return [
         chat("file URL", link),
@@ -140,6 +141,7 @@ def hostile_requests() -> list[Request]:
         chat("playlist", url_part("video", "video/mp4", playlist)),
         chat("list of files", url_part("video", "video/mp4", concat)),
         chat("too many pictures", *[url_part("image", "image/png", picture(1))] * 9),
+        chat("pictures without end as a video", {"type": "video_url", "video_url": {"url": frames}}),
         chat("more frames", url_part("video", "video/mp4", clip), media_io_kwargs={"video": {"num_frames": 10_000}}),
         chat("tensor", {"type": "image_embeds", "image_embeds": base64.b64encode(b"PK\x03\x04").decode()}),
         chat("long prompt", text_part("left " * 20_000)),
@@ -150,5 +152,7 @@ def hostile_requests() -> list[Request]:
         Request("too large", b" " * (65 << 20)),
         chat("other model", model="../../etc"),
         Request("engine control", b"{}", path="/scale_elastic_ep"),
+        Request("many conversations", b'{"messages": [[]]}', path="/v1/chat/completions/batch"),
+        Request("transcription", b"{}", path="/v1/audio/transcriptions"),
         Request("no such route", b"{}", path="/v1/files"),
     ]

@@ -3,6 +3,7 @@
 import base64
 import os
 import re
+import signal
 import time
 
 import httpx
@@ -23,7 +24,7 @@ QUESTION = "Where is the louder instrument?"
 
 
 @pytest.fixture(scope="module")
-def url(base, tmp_path_factory):
+def process(base, tmp_path_factory):
     port = free_port("127.0.0.1")
     address = local_url("127.0.0.1", port)
     flags = ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", "tiny", "--max-model-len", "2048"]
@@ -35,9 +36,14 @@ def url(base, tmp_path_factory):
     process = VllmProcess([str(base), *flags], {**os.environ, **layers, **cpu}, address, log)
     try:
         process.wait_until_it_answers(400)
-        yield address
+        yield process
     finally:
         process.end()
+
+
+@pytest.fixture(scope="module")
+def url(process):
+    return process.url
 
 
 def test_it_answers_about_a_picture(url, media):
@@ -77,6 +83,19 @@ def test_what_takes_too_long_is_not_computed_to_its_end(url):
     while (running := _in_work(url)) and time.monotonic() < until:
         time.sleep(0.5)
     assert running == 0
+
+
+def test_a_server_that_hangs_is_taken_for_dead(process, monkeypatch):
+    monkeypatch.setattr("imod_serve.process.HEALTH_SECONDS", 1.0)
+    monkeypatch.setattr("imod_serve.process.SILENT_SECONDS", 4.0)
+    assert not process.is_dying()
+    os.kill(process.pid, signal.SIGSTOP)
+    try:
+        assert "has not answered for 4 s: it is still there" in process.watch()
+    finally:
+        os.kill(process.pid, signal.SIGCONT)
+    while process.health() != 200:
+        time.sleep(0.2)
 
 
 def _in_work(url):
