@@ -6,7 +6,7 @@ that is whole is noted, and not made again after a kill.
 
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -22,20 +22,16 @@ from imod_core.console import console, track
 from imod_core.errors import InputError
 from imod_export.layout import Output, OutputShard, index_of
 from imod_export.plan import MergePlan
-from imod_export.rounding import Rounding, RoundingCost, cast_into
+from imod_export.rounding import Rounding, RoundingCost, cast_into, sampled_rows
 from imod_export.tensors import INDEX, ITEM_BYTES
-from imod_export.weight import TORCH_DTYPES, OpenFiles, Weight, read_bytes
+from imod_export.weight import PART_BYTES, TORCH_DTYPES, OpenFiles, Weight, read_bytes
 from imod_export.work import Work
 from imod_export.writer import HashedWriter
 
-PART_BYTES = 4 << 20
-"""Of the base, that a thread makes at once."""
-THREADS = min(max(1, len(os.sched_getaffinity(0)) // 2), 8)
+THREADS = min(max(1, (os.cpu_count() or 1) // 2), 8)
 """That make parts; writing and hashing want as many again."""
-AHEAD = 2 * THREADS
-"""Parts that may be made before the one that is written."""
-COST_BLOCKS, COST_VALUES = 4, 1 << 16
-"""What rounding costs is seen from the first rows of so many blocks, evenly over a weight; of small weights all."""
+AHEAD_BYTES = 4 * THREADS * PART_BYTES
+"""Of parts, read and made, that may be there before the one that is written; a larger part is alone."""
 
 
 def write_weights(
@@ -69,6 +65,15 @@ def rounding_costs(plan: MergePlan, work: Work) -> list[dict[str, Any]]:
     return [cost for shard in plan.shards for cost in (work.record(shard.name) or {"costs": []})["costs"]]
 
 
+@dataclass(frozen=True)
+class Part:
+    """Some of a tensor that is yet to be made."""
+
+    nbytes: int
+    """That making it reads and holds in the end."""
+    make: Callable[[], "Made"]
+
+
 @dataclass
 class Made:
     """Some rows of a tensor of the merge."""
@@ -77,7 +82,7 @@ class Made:
     data: memoryview
     """The bytes to be written."""
     samples: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = field(default_factory=list)
-    """Of some of the blocks base, update and what is stored, for the cost of rounding."""
+    """Of some of the rows base, update and what is stored, for the cost of rounding."""
 
 
 @contextmanager
@@ -114,28 +119,29 @@ def _write(
         work.finish(shard.name, unfinished, {"sha256": target.sha256, "costs": [cost.result() for cost in costs]})
 
 
-def _in_order(pool: ThreadPoolExecutor, tasks: Iterable[Callable[[], Made]]) -> Iterator[Made]:
-    pending: deque[Future[Made]] = deque()
-    for task in tasks:
-        pending.append(pool.submit(task))
-        if len(pending) > AHEAD:
-            yield pending.popleft().result()
+def _in_order(pool: ThreadPoolExecutor, parts: Iterable[Part]) -> Iterator[Made]:
+    pending: deque[tuple[int, Future[Made]]] = deque()
+    for part in parts:
+        while pending and part.nbytes + sum(nbytes for nbytes, _ in pending) > AHEAD_BYTES:
+            yield pending.popleft()[1].result()
+        pending.append((part.nbytes, pool.submit(part.make)))
     while pending:
-        yield pending.popleft().result()
+        yield pending.popleft()[1].result()
 
 
-def _parts(plan: MergePlan, shard: OutputShard, files: OpenFiles, rounding: Rounding) -> Iterator[Callable[[], Made]]:
-    """What makes each part of a shard, in the order of its data; at least one of each tensor."""
+def _parts(plan: MergePlan, shard: OutputShard, files: OpenFiles, rounding: Rounding) -> Iterator[Part]:
+    """The parts of a shard, in the order of its data; at least one of each tensor."""
     for output in shard.tensors:
         change = plan.changes.get(output.name)
         if change is None and output.dtype == output.source.dtype:
             for first in range(0, max(output.nbytes, 1), PART_BYTES):
-                yield partial(_copied, output, files[output.source.path], first)
+                yield Part(PART_BYTES, partial(_copied, output, files[output.source.path], first))
             continue
         weight = Weight(output.source, change, files)
-        rows = weight.step * max(1, PART_BYTES // max(1, weight.step * weight.columns * ITEM_BYTES[weight.info.dtype]))
-        for first in range(0, max(weight.rows, 1), rows):
-            yield partial(_merged, output, weight, first, min(first + rows, weight.rows), rounding)
+        sampled = sampled_rows(weight.covered, weight.columns)
+        size = weight.columns * (ITEM_BYTES[weight.info.dtype] + ITEM_BYTES[output.dtype])
+        for first, end in weight.parts():
+            yield Part((end - first) * size, partial(_merged, output, weight, first, end, rounding, sampled))
 
 
 def _copied(output: Output, source: BinaryIO, first: int) -> Made:
@@ -143,20 +149,25 @@ def _copied(output: Output, source: BinaryIO, first: int) -> Made:
     return Made(output.name, read_bytes(source, output.source, first, buffer))
 
 
-def _merged(output: Output, weight: Weight, first: int, end: int, rounding: Rounding) -> Made:
-    """The rows `first` to `end` as they are stored."""
+def _merged(output: Output, weight: Weight, first: int, end: int, rounding: Rounding, sampled: Sequence[range]) -> Made:
+    """The rows `first` to `end` as they are stored, with those of them that are `sampled` for the cost of it."""
     stored = torch.empty(end - first, weight.columns, dtype=TORCH_DTYPES[output.dtype])
     made = Made(output.name, stored.flatten().view(torch.uint8).numpy().data)
-    between = weight.step * max(1, weight.rows // (weight.step * COST_BLOCKS))
-    seen = max(1, COST_VALUES // max(weight.columns, 1))
     for (start, rows), target in zip(weight.blocks(first, end), stored.split(weight.step), strict=False):
-        sampled = weight.updates and start % between == 0
-        before = rows[:seen].clone() if sampled else None
+        seen = [(piece, rows[piece].clone()) for piece in _within(sampled, start, start + len(rows))]
         cast_into(
             target, weight.update(rows, start), rounding.generator(output.name, start) if weight.updates else None
         )
         if target.dtype == torch.float16 and bool((target.isinf() & rows.isfinite()).any()):
             raise InputError(f"'{output.name}' holds values beyond float16's range: use --dtype bfloat16 or float32.")
-        if before is not None:
-            made.samples.append((before, weight.update(torch.zeros_like(before), start), target[:seen]))
+        for piece, before in seen:
+            update = weight.update(torch.zeros_like(before), start + piece.start)
+            made.samples.append((before, update, target[piece]))
     return made
+
+
+def _within(rows: Sequence[range], first: int, end: int) -> list[slice]:
+    """What of `rows` lies between `first` and `end`, counted from `first`."""
+    return [
+        slice(max(r.start, first) - first, min(r.stop, end) - first) for r in rows if r.start < end and first < r.stop
+    ]

@@ -23,6 +23,7 @@ class Change:
     """Takes the place of the base's values."""
     updates: tuple[Update, ...] = ()
     rows: tuple[TokenRows, ...] = ()
+    """Are what they are, whatever the updates add to the others."""
 
 
 @dataclass(frozen=True)

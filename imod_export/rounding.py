@@ -5,6 +5,7 @@ of Δ is below half a unit in the last place of W; stochastic rounding keeps it 
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import sqrt
 
@@ -14,6 +15,8 @@ import torch
 MODES = ("nearest", "stochastic")
 WARN_LOST = 0.1
 """Share of an update lost to rounding above which a merge warns."""
+COST_PLACES, COST_VALUES = 16, 1 << 14
+"""What rounding costs is seen from so many values at each of so many places, evenly over what updates change."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,20 @@ class RoundingCost:
             "noise": sqrt(self.error / scale) if self.update else 0.0,
             "unmoved": self.swallowed / max(self.moved, 1),
         }
+
+
+def sampled_rows(covered: Sequence[range], columns: int) -> list[range]:
+    """Rows from which the cost is seen, of the rows `covered` by updates, which have `columns` values each."""
+    between = max(1, -(-sum(map(len, covered)) // COST_PLACES))
+    seen = min(between, max(1, COST_VALUES // max(columns, 1)))
+    found, before = [], 0
+    for rows in covered:
+        for place in range(before - before % between, before + len(rows), between):
+            piece = rows[max(place - before, 0) : max(place + seen - before, 0)]
+            if piece:
+                found.append(piece)
+        before += len(rows)
+    return found
 
 
 def _dot(x: torch.Tensor, y: torch.Tensor) -> float:

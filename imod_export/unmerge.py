@@ -82,7 +82,7 @@ def _residual(output: Output, change: Change | None, info: TensorInfo) -> Residu
     worst, limits = 0.0, torch.finfo(TORCH_DTYPES[info.dtype])
     with OpenFiles() as files:
         weight = Weight(output.source, change, files)
-        for first, base in weight.blocks():
+        for first, base in (block for part in weight.parts() for block in weight.blocks(*part)):
             update = weight.update(torch.zeros_like(base), first)
             found = read_values(files[info.path], info, first * weight.columns, base.numel()).float().view_as(base)
             size = torch.maximum(base.abs(), update.abs())

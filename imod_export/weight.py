@@ -16,6 +16,8 @@ from imod_export.match import Update
 from imod_export.plan import Change
 from imod_export.tensors import DTYPES, ITEM_BYTES, TensorInfo
 
+PART_BYTES = 4 << 20
+"""Of a tensor, that are read at once."""
 BLOCK_BYTES = 1 << 20
 """Of one block in float32, so that it stays in a core's cache from reading to casting."""
 TORCH_DTYPES = {name: getattr(torch, kind) for kind, name in DTYPES.items()}
@@ -44,36 +46,63 @@ class Weight:
         change = change or Change()
         self.info = change.replacement or info
         self.file, self._replaced = files[self.info.path], change.replacement is not None
-        self.rows, self.columns = _matrix(info)
+        self.rows, self.columns = _matrix(info, whole_rows=bool(change.updates or change.rows))
         self.updates = [(update, *_factors(update)) for update in change.updates]
         self._given = {i: row for rows in change.rows for i, row in zip(rows.indices, _whole(rows.values), strict=True)}
         self.step = max(1, BLOCK_BYTES // (4 * max(self.columns, 1)))
         """Rows of a block."""
 
-    def blocks(self, first: int = 0, end: int | None = None) -> Iterator[tuple[int, torch.Tensor]]:
+    @property
+    def covered(self) -> list[range]:
+        """Rows that low-rank updates change, from the top, each once."""
+        found: list[range] = []
+        for first, end in sorted((update.first, update.first + update.count) for update, *_ in self.updates):
+            begin = max(first, found[-1].stop) if found else first
+            if begin < end:
+                found.append(range(begin, end))
+        return found
+
+    def parts(self) -> Iterator[tuple[int, int]]:
+        """First row and end of whole blocks that have about `PART_BYTES`; of an empty tensor one without rows."""
+        block = self.step * self.columns * ITEM_BYTES[self.info.dtype]
+        rows = self.step * max(1, PART_BYTES // max(1, block))
+        for first in range(0, max(self.rows, 1), rows):
+            yield first, min(first + rows, self.rows)
+
+    def blocks(self, first: int, end: int) -> Iterator[tuple[int, torch.Tensor]]:
         """First row and values `(m, columns)`, float32, of the rows `first` to `end` before the low-rank updates.
 
-        The rows are read at once: a caller with a large weight asks for some of them at a time.
+        The rows, one of `parts`, are read at once.
         """
-        end = self.rows if end is None else end
         stored = read_values(self.file, self.info, first * self.columns, (end - first) * self.columns)
         blocks = stored.view(end - first, self.columns).split(self.step)
         for start, rows in zip(range(first, end, self.step), blocks, strict=False):  # an empty tensor splits into one
             block = rows.float()
             if self._replaced:
                 _finite(block, self.info)
-            for i in self._given.keys() & range(start, start + len(block)) if self._given else ():
-                block[i - start] = self._given[i].flatten()
+            for i in self._given_in(block, start):
+                block[i] = self._given[start + i].flatten()
             yield start, block
 
     def update(self, rows: torch.Tensor, first: int) -> torch.Tensor:
-        """`rows (m, columns)`, which begin at the weight's row `first`, with `Σ s·BA` added in place."""
+        """`rows (m, columns)`, which begin at the weight's row `first`, with `Σ s·BA` added in place.
+
+        Rows that an adapter gives as they are to be stay so.
+        """
+        given = self._given_in(rows, first)
+        kept = rows[given] if given else None
         for update, left, right in self.updates:
             begin, end = max(first, update.first), min(first + len(rows), update.first + update.count)
             if begin < end:
                 changed = rows if end - begin == len(rows) else rows[begin - first : end - first]
                 changed.addmm_(left[begin - update.first : end - update.first], right, alpha=update.scale)
+        if kept is not None:
+            rows[given] = kept
         return rows
+
+    def _given_in(self, rows: torch.Tensor, first: int) -> list[int]:
+        """Which of `rows`, from the weight's row `first`, an adapter gives."""
+        return [i - first for i in self._given.keys() & range(first, first + len(rows))] if self._given else []
 
 
 def read_tensor(info: TensorInfo) -> torch.Tensor:
@@ -105,10 +134,11 @@ def read_bytes(file: BinaryIO, info: TensorInfo, first: int, buffer: memoryview)
     return buffer
 
 
-def _matrix(info: TensorInfo) -> tuple[int, int]:
-    """Rows and columns that a tensor of any shape is read as."""
-    rows = info.shape[0] if info.shape else 1
-    return rows, info.nbytes // ITEM_BYTES[info.dtype] // max(rows, 1)
+def _matrix(info: TensorInfo, whole_rows: bool) -> tuple[int, int]:
+    """Rows and columns that a tensor of any shape is read as; one column where nobody asks for `whole_rows`."""
+    values = info.nbytes // ITEM_BYTES[info.dtype]
+    rows = info.shape[0] if info.shape and whole_rows else values
+    return rows, values // max(rows, 1)
 
 
 def _factors(update: Update) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from imod_core.errors import InputError
 from imod_export.export import ExportSettings, export
+from imod_export.unmerge import unmerge
 
 TEXT = {
     "vocab_size": 64,
@@ -313,6 +314,22 @@ def test_several_adapters_are_added_with_their_weights(tmp_path):
     model.merge_and_unload().save_pretrained(tmp_path / "peft")
     found = merge([first, second], base, tmp_path / "out", weights=(0.7, -0.4))
     check_equal(found, weights(tmp_path / "peft"), weights(base))
+
+
+def test_rows_that_one_adapter_gives_are_not_moved_by_the_update_of_another(tmp_path):
+    base = make_base(tmp_path / "base", llama())
+    adapted = make_adapter(tmp_path / "adapted", base, seed=1, target_modules=["embed_tokens", "q_proj"])
+    given = make_adapter(
+        tmp_path / "given", base, seed=2, target_modules=["v_proj"], trainable_token_indices={"embed_tokens": [5, 63]}
+    )
+    name = "model.embed_tokens.weight"
+    alone, rows = (merge(one, base, tmp_path / f"{one.name} alone")[name] for one in (adapted, given))
+    found = merge([adapted, given], base, tmp_path / "out")[name]
+    assert torch.equal(found[[5, 63]], rows[[5, 63]])
+    others = [i for i in range(64) if i not in (5, 63)]
+    assert torch.equal(found[others], alone[others])
+    assert (alone - rows).abs().min(dim=1).values.max() > 0
+    assert unmerge([adapted, given], tmp_path / "out", base, ExportSettings()) != []
 
 
 def test_whole_tensors_cannot_be_weighted_and_not_be_saved_twice(tmp_path):

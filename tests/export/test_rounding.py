@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from imod_core.cli import imod
 from imod_export.export import ExportSettings, export
-from imod_export.rounding import WARN_LOST, Rounding, RoundingCost, cast_into
+from imod_export.rounding import COST_PLACES, COST_VALUES, WARN_LOST, Rounding, RoundingCost, cast_into, sampled_rows
 
 HALVES = [torch.bfloat16, torch.float16]
 
@@ -109,6 +109,56 @@ def test_the_merge_reports_every_update_and_warns_of_what_is_lost(faint, tmp_pat
     whole = CliRunner().invoke(imod, [*command, str(tmp_path / "whole"), "--dtype", "float32"], catch_exceptions=False)
     assert "Warning" not in whole.output
     assert max(map(abs, lost(tmp_path / "whole"))) < 1e-3
+
+
+QUERIES, KEYS, WIDTH = 2048, 256, 2048
+
+
+@pytest.fixture(scope="module")
+def fused(tmp_path_factory):
+    """A bfloat16 base with one matrix for queries, keys and values."""
+    folder = tmp_path_factory.mktemp("fused")
+    stack = torch.randn(QUERIES + 2 * KEYS, WIDTH, generator=torch.Generator().manual_seed(0))
+    save_file({"model.layers.0.self_attn.qkv_proj.weight": stack.bfloat16()}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"model_type": "phi3"}))
+    return folder
+
+
+@pytest.mark.parametrize(("part", "rows"), [("q_proj", QUERIES), ("k_proj", KEYS), ("v_proj", KEYS)])
+def test_the_cost_is_seen_where_an_update_covers_only_part_of_a_weight(fused, tmp_path, part, rows):
+    draw = torch.Generator().manual_seed(1)
+    name = f"base_model.model.model.layers.0.self_attn.{part}.lora"
+    factors = {f"{name}_A.weight": torch.randn(2, WIDTH, generator=draw)}
+    factors[f"{name}_B.weight"] = 1e-4 * torch.randn(rows, 2, generator=draw)
+    (tmp_path / "adapter").mkdir()
+    save_file(factors, tmp_path / "adapter" / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": [part]}
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
+    words = ["--merge", tmp_path / "adapter", "--base", fused, "--out", tmp_path / "out", "--no-parity"]
+    result = CliRunner().invoke(imod, ["export", *map(str, words)], catch_exceptions=False)
+    cost = json.loads((tmp_path / "out" / "merge.json").read_text())["updates"][0]
+    assert cost["strength"] == pytest.approx(1e-4 * 2**0.5, rel=0.3)
+    assert cost["lost"] > 0.5
+    assert cost["unmoved"] > 0.5
+    assert "Warning: rounding to bfloat16 lost more than 10%" in result.output
+
+
+@pytest.mark.parametrize(
+    "covered", [[range(5)], [range(100, 356)], [range(3, 2000), range(2000, 2256), range(2500, 2501)], []], ids=str
+)
+@pytest.mark.parametrize("columns", [1, 2048, 10**6])
+def test_the_cost_is_seen_at_places_spread_over_what_updates_cover(covered, columns):
+    pieces = sampled_rows(covered, columns)
+    sampled = [row for piece in pieces for row in piece]
+    every = [row for rows in covered for row in rows]
+    assert len(set(sampled)) == len(sampled)
+    assert set(sampled) <= set(every)
+    if len(every) * columns <= COST_PLACES * COST_VALUES:
+        assert sampled == every
+    else:
+        assert len(sampled) * columns <= COST_PLACES * max(COST_VALUES, columns)
+        gaps = np.diff([every.index(row) for row in sampled])
+        assert max(gaps, default=1) <= len(every) / COST_PLACES + 1
 
 
 def test_rounding_by_chance_keeps_the_update_and_depends_on_its_seed_alone(faint, tmp_path):
