@@ -4,7 +4,7 @@ from pathlib import Path
 
 from imod_core.artifacts import MANIFEST
 from imod_core.console import console
-from imod_core.errors import InputError
+from imod_core.errors import InputError, first_line
 
 NOT_PUSHED = [MANIFEST, ".*"]
 """The manifest names folders of this machine."""
@@ -36,7 +36,6 @@ def push(folder: Path, repo: str) -> str:
         InputError: the hub refused or could not be reached; `folder` is as it was.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
     api = HfApi()
     try:
@@ -48,10 +47,9 @@ def push(folder: Path, repo: str) -> str:
             ignore_patterns=list(NOT_PUSHED),
             commit_message="Merged model with its parity report",
         )
-    except (HfHubHTTPError, OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except Exception as error:  # also those of the client's HTTP library, which is another in each of its versions
         raise InputError(
-            f"{folder} is whole, but could not be pushed to {repo} ({reason}): log in with `hf auth login`, "
-            f"then run `hf upload {repo} {folder}`."
+            f"{folder} is whole, but could not be pushed to {repo} ({first_line(error)}): see that the hub can be "
+            f"reached, log in with `hf auth login`, then run `hf upload {repo} {folder}`."
         ) from None
     return str(address)

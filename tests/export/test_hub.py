@@ -1,6 +1,7 @@
 """Pushing to a hub by the hub's real client, against a stand-in on loopback; and the model card that goes with it."""
 
 import os
+import socket
 import subprocess
 import sys
 
@@ -44,6 +45,21 @@ def test_a_hub_that_refuses_leaves_the_merge_and_says_how_to_push_it(sharded_bas
     assert done.returncode == 2
     last = done.stderr.strip().splitlines()[-1]
     assert "is whole, but could not be pushed" in last
+    assert f"hf upload me/merged {tmp_path / 'out'}" in last
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "out" / "manifest.json").is_file()
+
+
+def test_a_hub_that_cannot_be_reached_leaves_the_merge_and_says_how_to_push_it(sharded_base, adapter, tmp_path):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # and nobody listens there
+        address = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        arguments = ["--merge", adapter, "--base", sharded_base, "--no-parity", "--push-to-hub", "me/merged"]
+        done = run_export(address, *arguments, "--out", tmp_path / "out")
+    assert done.returncode == 2
+    last = done.stderr.strip().splitlines()[-1]
+    assert "is whole, but could not be pushed" in last
+    assert "Connection refused" in last
     assert f"hf upload me/merged {tmp_path / 'out'}" in last
     assert "Traceback" not in done.stderr
     assert (tmp_path / "out" / "manifest.json").is_file()
