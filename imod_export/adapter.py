@@ -161,7 +161,10 @@ def _sort_out(folder: Path, config: dict[str, Any], tensors: dict[str, TensorInf
         elif ".lora_" in name or ".original_module." in name or ".token_adapter." in name:
             raise InputError(f"{folder / WEIGHTS} holds '{name}', which plain LoRA does not have: it cannot be merged.")
         else:
-            saved[name.replace(_UNDERNEATH, ".")] = info
+            plain = name.replace(_UNDERNEATH, ".")
+            if plain in saved:
+                raise InputError(f"{folder / WEIGHTS} holds '{plain}' twice: expected one adapter in the file.")
+            saved[plain] = info
     pairs = [_pair(folder, config, module, found, module in embeddings) for module, found in sides.items()]
     return Adapter(folder, config, tuple(pairs), saved, _token_rows(folder, config, rows), weight)
 

@@ -68,11 +68,17 @@ def unmerge(paths: Sequence[Path], merged: Path, base: Path | None, settings: Ex
 def _check_names(plan: MergePlan, found: Checkpoint, by_spelling: dict[str, TensorInfo]) -> None:
     for output in plan.outputs:
         info = by_spelling.get(canonical(output.name))
-        if info is None or info.shape != output.shape or info.dtype not in (*DTYPES.values(), output.dtype):
+        if info is None or info.shape != output.shape or not _comparable(info.dtype, output.source.dtype):
             has = "is missing" if info is None else f"is {info.dtype} {list(info.shape)}"
             raise InputError(
-                f"'{output.name}' {has} in {found.folder}, expected {list(output.shape)}: it is no merge of this base."
+                f"'{output.name}' {has} in {found.folder}, expected {output.source.dtype} {list(output.shape)}: "
+                "it is no merge of this base."
             )
+
+
+def _comparable(found: str, base: str) -> bool:
+    """Whether a merge may hold in the dtype `found` what the base holds in `base`."""
+    return found == base or {found, base} <= {*DTYPES.values()}
 
 
 def _residual(output: Output, change: Change | None, info: TensorInfo) -> Residual:

@@ -121,6 +121,16 @@ REFUSED = {
         {"tensors": pair(f"model.{LAYER}") | pair(f"model.language_model.{LAYER}")},
         "expected one for each",
     ),
+    "an embedding saved alone and under LoRA": (
+        {
+            "tensors": {
+                **pair(f"model.{LAYER}"),
+                "base_model.model.model.embed_tokens.base_layer.weight": torch.ones(6, 4),
+                "base_model.model.model.embed_tokens.weight": torch.zeros(6, 4),
+            },
+        },
+        r"holds 'model\.embed_tokens\.weight' twice",
+    ),
     "other width": ({"tensors": pair(f"model.{LAYER}", shape=(6, 5))}, r"\[6, 5\].*\[6, 4\]"),
     "A without B": ({"tensors": dict([next(iter(pair(f"model.{LAYER}").items()))])}, "only lora_A"),
     "rank other than configured": ({"tensors": pair(f"model.{LAYER}", rank=3)}, "says 2"),
