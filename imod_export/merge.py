@@ -116,6 +116,8 @@ def _write(
                 if name in plan.changes and plan.changes[name].updates:
                     costs.append(cost)
                 yield name
+        if unfinished.stat().st_size != shard.nbytes:
+            raise InputError(f"{unfinished} has {unfinished.stat().st_size} bytes, not {shard.nbytes}: run it again.")
         work.finish(shard.name, unfinished, {"sha256": target.sha256, "costs": [cost.result() for cost in costs]})
 
 
