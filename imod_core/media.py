@@ -5,6 +5,7 @@ that names the file; sizes beyond the limits below are refused before they are d
 """
 
 import io
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -115,7 +116,7 @@ def read_video(source: Source, choose: Callable[[int, float], list[int]]) -> Cli
         fps = float(stream.average_rate or stream.guessed_rate or UNKNOWN_FPS)
         wanted = choose(max(total, 1), fps)
         frames = _decode_at(name, container, stream, wanted)
-    return Clip(np.stack([frames[index] for index in wanted]), tuple(wanted), max(total, 1), fps, source)
+    return Clip(frames, tuple(wanted), max(total, 1), fps, source)
 
 
 def frame_indices(total: int, num_frames: int) -> list[int]:
@@ -274,19 +275,37 @@ def _count_frames(container: Any, stream: Any) -> int:
     return total
 
 
-def _decode_at(name: str, container: Any, stream: Any, wanted: list[int]) -> dict[int, NDArray[np.uint8]]:
-    frames: dict[int, NDArray[np.uint8]] = {}
-    position, last, missing = -1, None, set(wanted)
+def _decode_at(name: str, container: Any, stream: Any, wanted: list[int]) -> NDArray[np.uint8]:
+    """The frames at the rising indices `wanted`, (len(wanted), H, W, 3); beyond the last frame the last is repeated.
+
+    Each is put into its place as it is decoded: together they may be large, and need not be there twice.
+    """
+    frames: NDArray[np.uint8] | None = None
+    position, last, places = -1, None, defaultdict(list)
+    for place, index in enumerate(wanted):
+        places[index].append(place)
     for position, last in enumerate(container.decode(stream)):
-        if position in missing:
-            frames[position] = _upright(last)
-            missing.remove(position)
-            if not missing:
+        if position in places:
+            frames = _put(name, frames, places.pop(position), last, len(wanted))
+            if not places:
                 break
     if last is None:
         raise InputError(f"{name} holds no picture that can be decoded: expected a video.")
     _check_whole(name, position + 1, wanted[-1] + 1)
-    return {**frames, **{index: _upright(last) for index in missing}}
+    for rest in places.values():
+        frames = _put(name, frames, rest, last, len(wanted))
+    assert frames is not None
+    return frames
+
+
+def _put(name: str, frames: NDArray[np.uint8] | None, places: list[int], frame: Any, count: int) -> NDArray[np.uint8]:
+    picture = _upright(frame)
+    if frames is None:
+        frames = np.empty((count, *picture.shape), np.uint8)
+    if picture.shape != frames.shape[1:]:
+        raise InputError(f"{name} changes the size of its pictures in the middle: write it anew in one size.")
+    frames[places] = picture
+    return frames
 
 
 def _upright(frame: Any) -> NDArray[np.uint8]:

@@ -214,6 +214,26 @@ def test_a_turned_video_comes_out_upright(tmp_path: Path) -> None:
     assert np.array_equal(turned[0], np.rot90(plain[0], -1))
 
 
+def test_a_video_that_changes_its_size_in_the_middle_is_refused() -> None:
+    whole, smaller = (mpeg_stream(side) for side in (64, 32))
+    assert load_video(whole + whole, 8).shape == (8, 64, 64, 3)
+    with pytest.raises(InputError, match="changes the size"):
+        load_video(whole + smaller, 8)
+
+
+def mpeg_stream(side: int) -> bytes:
+    """Ten frames in a container that can be joined by joining bytes."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="mpegts") as container:
+        stream = container.add_stream("mpeg2video", rate=25)
+        stream.width, stream.height, stream.pix_fmt = side, side, "yuv420p"
+        for step in range(10):
+            frame = av.VideoFrame.from_ndarray(np.full((side, side, 3), 20 * step, np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return file.getvalue()
+
+
 def test_has_sound_tells_silent_videos(tmp_path: Path) -> None:
     assert has_sound(write_video(tmp_path / "a.mp4"))
     silent = write_video(tmp_path / "b.mp4", sound=False)
