@@ -1,8 +1,8 @@
 """How far two forms of one model may be apart, and why. The command and the tests read the numbers here.
 
-Measured with low-rank adapters on the tiny base (0.2 M parameters, 3 layers) and the smol base (135 M, 30 layers), six
-probes each; a limit is two to four times the worst seen in 16 bits and ten times in 32. A forgotten layer and a halved
-scale that hide below a 16-bit limit are caught by `EFFECT_SHARE` and `TRANSFER`.
+Measured with low-rank adapters on the tiny base (0.2 M parameters, 3 layers) and the smol base (135 M, 30 layers, and
+the quickstart's run on it), six probes each; a limit is two to four times the worst seen in 16 bits and ten times in
+32. A forgotten layer and a halved scale that hide below a 16-bit limit are caught by `EFFECT_SHARE` and `TRANSFER`.
 """
 
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ ROUNDING = {
 ONNX = {
     "fp32": Tolerance(1e-4, 1e-6, 1e-3, "the same sums in another order; seen up to 6e-6 relative, 3e-10 nats"),
     "fp16": Tolerance(
-        5e-2, 1e-2, 2e-1, "11 bits in every product and the cache; seen up to 1.4e-2 relative, 6e-4 nats"
+        5e-2, 3e-2, 2e-1, "11 bits in every product and the cache; seen up to 2.4e-2 relative, 1e-2 nats"
     ),
     "int8": Tolerance(4e-1, 8e-1, 2.0, "weights and activations of 8 bits in blocks of 32; seen up to 0.14, 0.3 nats"),
     "q4": Tolerance(1.3, 1e1, 8.0, "4 bits change what a small model says: seen up to 1.1, 4 nats; other models: 1.4"),
