@@ -102,11 +102,11 @@ class Guard:
     def _admit(self, path: str, method: str, headers: dict[str, str]) -> None:
         if self.loopback_only and PORT.sub("", headers.get("host", "")).lower() not in LOOPBACK_NAMES:
             raise Refusal(403, "This server without an API key answers under localhost and 127.0.0.1 alone.")
+        if self.key and path not in OPEN and method != "OPTIONS" and not _has_key(headers, self.key):
+            raise Refusal(401, "The API key is missing or wrong: send it as Authorization: Bearer KEY.")
         for closed, why in CLOSED.items():
             if path == closed or path.startswith(f"{closed}/"):
                 raise Refusal(403, f"{closed} is not open to clients: {why}.")
-        if self.key and path not in OPEN and method != "OPTIONS" and not _has_key(headers, self.key):
-            raise Refusal(401, "The API key is missing or wrong: send it as Authorization: Bearer KEY.")
 
     def _is_ready(self) -> bool:
         return self.ready is None or self.ready.exists()

@@ -20,10 +20,10 @@ from .conftest import API_KEY
 pytestmark = [pytest.mark.server, pytest.mark.timeout(3600)]
 EXAMPLES = int(os.environ.get("IMOD_FUZZ_EXAMPLES", "15"))
 ROUTES = (
-    *("/v1/chat/completions", "/v1/chat/completions/batch", "/v1/responses", "/v1/messages"),
-    *("/v1/messages/count_tokens", "/tokenize", "/invocations"),
+    *("/v1/chat/completions", "/v1/responses", "/v1/messages", "/v1/messages/count_tokens"),
+    *("/tokenize", "/invocations"),
 )
-"""All that take media from a model without transcription or pooling."""
+"""All open ones that take media from a model without pooling."""
 LENGTHS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 COSTLY = ("n", "best_of", "min_tokens", "use_beam_search", "ignore_eos", "prompt_logprobs", "background")
 """Fields that only make a valid request longer."""

@@ -204,7 +204,6 @@ def other_routes(url):
         "/v1/responses": {"input": items, "max_output_tokens": 1},
         "/v1/messages": messages,
         "/v1/messages/count_tokens": messages,
-        "/v1/chat/completions/batch": {"messages": [[turn]], "max_tokens": 1},
         "/tokenize": {"messages": [turn]},
         "/invocations": {"messages": [turn], "max_tokens": 1},
     }
@@ -221,6 +220,15 @@ def test_no_route_goes_round_the_limits_or_the_key(server, media):
             reply = post(json=other_routes(url)[path], headers=headers)
             assert reply.status_code == 400, path
             assert reply.json()["error"]["message"], path
+
+
+def test_many_conversations_in_one_request_are_refused(server):
+    body = {"messages": [[{"role": "user", "content": QUESTION}]] * 2, "max_tokens": 1}
+    post = partial(httpx.post, f"{server.url}/v1/chat/completions/batch", json=body, trust_env=False)
+    assert post().status_code == 401
+    reply = post(headers={"Authorization": f"Bearer {API_KEY}"})
+    assert reply.status_code == 403
+    assert "send one a request" in reply.json()["error"]["message"]
 
 
 def test_readiness_and_the_probe_are_told_without_the_key(server):
