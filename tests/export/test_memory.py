@@ -1,15 +1,16 @@
 """What a merge holds in memory does not grow with a tensor or its rows."""
 
-import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from imod_export.merge import AHEAD_BYTES, Made, Part, _in_order
+
+from .bare import write_bare
 
 EXPERTS = (2, 4096, 8192)
 MEGABYTES = {"merge": 200, "unmerge": 100}
@@ -43,14 +44,7 @@ def folders(tmp_path_factory):
         "experts.weight": torch.randn(EXPERTS, generator=draw).bfloat16(),
         "q_proj.weight": torch.randn(8, 8, generator=draw).bfloat16(),
     }
-    factors = {f"base_model.model.q_proj.lora_{side}.weight": torch.eye(8) for side in "AB"}
-    for name, kept, file in (("base", tensors, "model"), ("adapter", factors, "adapter_model")):
-        (root / name).mkdir()
-        save_file(kept, root / name / f"{file}.safetensors")
-    (root / "base" / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    config = {"peft_type": "LORA", "r": 8, "lora_alpha": 8, "target_modules": ["q_proj"]}
-    (root / "adapter" / "adapter_config.json").write_text(json.dumps(config))
-    return root / "adapter", root / "base", root / "out"
+    return *write_bare(root, tensors), root / "out"
 
 
 def test_large_rows_take_no_more_memory_than_small_ones(folders):

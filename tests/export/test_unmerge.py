@@ -1,7 +1,5 @@
 """What cannot be compared with the base is said to be no merge of it."""
 
-import json
-
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -9,6 +7,8 @@ from safetensors.torch import load_file, save_file
 from imod_core.errors import InputError
 from imod_export.export import ExportSettings, export
 from imod_export.unmerge import unmerge
+
+from .bare import write_bare
 
 
 @pytest.fixture(scope="module")
@@ -20,14 +20,8 @@ def folders(tmp_path_factory):
         "mean": torch.tensor([0.1, 1e300], dtype=torch.float64),
         "count": torch.tensor([3, 2**40]),
     }
-    factors = {f"base_model.model.q_proj.lora_{side}.weight": torch.eye(8) for side in "AB"}
-    for name, kept, file in (("base", tensors, "model"), ("adapter", factors, "adapter_model")):
-        (root / name).mkdir()
-        save_file(kept, root / name / f"{file}.safetensors")
-    (root / "base" / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    config = {"peft_type": "LORA", "r": 8, "lora_alpha": 8, "target_modules": ["q_proj"]}
-    (root / "adapter" / "adapter_config.json").write_text(json.dumps(config))
-    export(root / "adapter", root / "out", root / "base", ExportSettings(parity=False, dtype="bfloat16"))
+    adapter, base = write_bare(root, tensors)
+    export(adapter, root / "out", base, ExportSettings(parity=False, dtype="bfloat16"))
     return root
 
 
