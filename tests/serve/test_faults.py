@@ -7,14 +7,19 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
 from safetensors.torch import load_file, save_file
 
-from imod_core.errors import CheckFailed
+from imod_core.errors import CheckFailed, ImodError
+from imod_serve.client import Client
 from imod_serve.launcher import Server
+from imod_serve.messages import Turn
 
 from .conftest import API_KEY, descendants, gone
 
@@ -42,35 +47,36 @@ def test_a_model_with_a_zeroed_projector_is_refused(base, tmp_path):
     assert server.process is None
 
 
-class Asking:
-    """Clients that ask without end, each request with its own time limit, and what becomes of the requests."""
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one request; times by the monotonic clock, in seconds."""
 
-    def __init__(self, url: str, clients: int = 4):
-        self.url, self.stopped = url, threading.Event()
-        self.outcomes: list[tuple[float, float, object]] = []
-        self.threads = [threading.Thread(target=self._ask) for _ in range(clients)]
+    kind: str
+    begun: float
+    ended: float
+    error: str | None
+
+
+class Asking:
+    """Clients that ask without end, one for each kind of request, and what becomes of the requests."""
+
+    def __init__(self, url: str, media):
+        self.client = Client(url, "tiny", API_KEY, timeout=2 * BOUND, retries=0)
+        self.stopped, self.flowing = threading.Event(), threading.Event()
+        self.outcomes: list[Outcome] = []
+        requests = {
+            "text": self._asked(),
+            "picture": self._asked(images=[media.image]),
+            "sound": self._asked(audios=[media.audio]),
+            "video": self._asked(videos=[media.video]),
+            "stream": partial(self._stream, media.image),
+        }
+        self.threads = [threading.Thread(target=self._ask, args=pair) for pair in requests.items()]
         for thread in self.threads:
             thread.start()
 
-    def _ask(self) -> None:
-        body = {
-            "model": "tiny",
-            "messages": [{"role": "user", "content": "Hello?"}],
-            "max_tokens": 64,
-            "temperature": 0,
-        }
-        headers = {"authorization": f"Bearer {API_KEY}"}
-        while not self.stopped.is_set():
-            started = time.monotonic()
-            try:
-                outcome: object = httpx.post(
-                    f"{self.url}/v1/chat/completions", json=body, headers=headers, timeout=2 * BOUND, trust_env=False
-                ).status_code
-            except httpx.HTTPError as error:
-                outcome = type(error).__name__
-            self.outcomes.append((started, time.monotonic(), outcome))
-            if outcome != 200:
-                time.sleep(0.2)
+    def answered(self, kind: str, since: float = 0.0) -> bool:
+        return any(one.error is None for one in self.outcomes if one.kind == kind and one.begun > since)
 
     def stop(self) -> None:
         self.stopped.set()
@@ -78,8 +84,28 @@ class Asking:
             thread.join(3 * BOUND)
             assert not thread.is_alive(), "a client hangs"
 
+    def _asked(self, **media: list) -> Callable[[], object]:
+        return partial(self.client.ask, "Hello?", **media, max_tokens=64)
 
-def test_a_killed_engine_ends_requests_in_time_and_is_started_again_as_often_as_asked(base, tmp_path):
+    def _stream(self, image: Path) -> None:
+        with self.client.stream([Turn("user", "Hello?", images=(image,))], max_tokens=512) as stream:
+            for _ in stream:
+                self.flowing.set()
+        self.flowing.clear()
+
+    def _ask(self, kind: str, request: Callable[[], object]) -> None:
+        while not self.stopped.is_set():
+            begun, error = time.monotonic(), None
+            try:
+                request()
+            except ImodError as raised:
+                error = str(raised)
+            self.outcomes.append(Outcome(kind, begun, time.monotonic(), error))
+            if error:
+                time.sleep(0.2)
+
+
+def test_a_killed_engine_ends_requests_in_time_and_is_started_again_as_often_as_asked(base, media, tmp_path):
     notes = tmp_path / "notes"
     command = [sys.executable, "-m", "imod_core.cli", "serve", base, "--name", "tiny", "--port", "0"]
     command += ["--restart", "1", "--log-format", "json", "--log", "-"]
@@ -89,21 +115,24 @@ def test_a_killed_engine_ends_requests_in_time_and_is_started_again_as_often_as_
         )
     url = server.stdout.readline().split()[-1]
     assert url.startswith("http"), notes.read_text()
-    asking = Asking(url)
+    asking = Asking(url, media)
+    kinds = ("text", "picture", "sound", "video", "stream")
     try:
-        wait_for(lambda: any(outcome == 200 for *_, outcome in asking.outcomes), "an answer")
+        wait_for(lambda: all(asking.answered(kind) for kind in kinds[:-1]) and asking.flowing.is_set(), "answers")
         first = descendants(server.pid)
+        engine = next(pid for pid in first if comm(pid).startswith("VLLM::Engine"))
+        os.kill(engine, signal.SIGSTOP)  # in the middle of a stream; from now on whoever asks waits
+        time.sleep(2)
         killed = time.monotonic()
-        os.kill(next(pid for pid in first if comm(pid).startswith("VLLM::Engine")), signal.SIGKILL)
+        os.kill(engine, signal.SIGKILL)
         wait_for(lambda: "restart 1 of 1" in notes.read_text(), "the restart")
         assert ready(url) != 200
         wait_for(lambda: ready(url) == 200, "readiness after the restart", seconds=600)
-        wait_for(lambda: asking.outcomes[-1][2] == 200, "an answer after the restart")
+        wait_for(lambda: all(asking.answered(kind, killed) for kind in kinds), "answers after the restart")
         assert gone(first), "processes of the dead server are left"
-        struck = [(begun, ended, outcome) for begun, ended, outcome in asking.outcomes if begun < killed < ended]
-        assert struck, "no request was under way, so the kill proves nothing"
-        assert all(ended - killed < BOUND for _, ended, _ in struck)
-        assert any(outcome != 200 for *_, outcome in struck)
+        struck = {one.kind: one for one in asking.outcomes if one.begun < killed < one.ended}
+        assert set(struck) == set(kinds), "a kind had no request under way, so the kill proves nothing"
+        assert all(one.ended - killed < BOUND and one.error for one in struck.values()), struck
         second = descendants(server.pid)
         for pid in second:
             os.kill(pid, signal.SIGKILL)
