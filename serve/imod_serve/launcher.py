@@ -149,7 +149,11 @@ class Server:
         return self
 
     def become_engines(self) -> NoReturn:
-        """Turn this process into vLLM's engines of a further host: with the first host's flags, and no HTTP."""
+        """Turn this process into vLLM's engines of a further host: with the first host's flags, and no HTTP.
+
+        Raises InputError if an adapter's base is another than it was trained on.
+        """
+        self._identify_base()()
         command = vllm_command(self.flags)
         os.execve(command[0], command, self._environment)
 

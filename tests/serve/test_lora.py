@@ -1,6 +1,7 @@
 """An adapter with saved projectors served beside its base: the answers must be the merged model's."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -117,3 +118,15 @@ def test_what_cannot_be_served_unmerged_is_refused_in_one_sentence(trained, tmp_
     (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"use_dora": True}))
     with pytest.raises(InputError, match="DoRA"):
         Server(base, adapter=tmp_path)
+
+
+def test_a_further_host_with_another_base_does_not_become_engines(trained, tmp_path):
+    """The first host would tell; this one has no HTTP to be probed by."""
+    base = tmp_path / "other"
+    shutil.copytree(find_adapter(trained, None).base, base)
+    weights = bytearray((base / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (base / "model.safetensors").write_bytes(weights)
+    outcome = call("serve", base, "--lora", trained, "--", "--headless")
+    assert outcome.code == 2
+    assert "not the base" in outcome.message
