@@ -15,24 +15,22 @@ from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM, Tr
 from imod_train import ImodCallback, ImodConfig  # 1
 
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-IMAGE = 99
-"""The placeholder token of a picture."""
 
 
 def small_model() -> Qwen2ForCausalLM:
     """A random Qwen2 whose configuration names the placeholder, as a multimodal model's does."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4}
-    return Qwen2ForCausalLM(Qwen2Config(vocab_size=100, num_key_value_heads=2, image_token_id=IMAGE, **sizes))
+    return Qwen2ForCausalLM(Qwen2Config(vocab_size=100, num_key_value_heads=2, image_token_id=99, **sizes))
 
 
-def samples(count: int = 64, length: int = 24) -> list[dict[str, torch.Tensor]]:
+def samples(placeholder: int, count: int = 64, length: int = 24) -> list[dict[str, torch.Tensor]]:
     """Rows of eight picture tokens and a text to learn by heart."""
     found = []
     for seed in range(count):
-        ids = torch.randint(1, IMAGE, (length,), generator=torch.Generator().manual_seed(seed % 8))
-        ids[:8] = IMAGE
-        labels = ids.masked_fill(ids == IMAGE, -100)
+        ids = torch.randint(1, 99, (length,), generator=torch.Generator().manual_seed(seed % 8))
+        labels = ids.clone()
+        ids[:8], labels[:8] = placeholder, -100
         found.append({"input_ids": ids, "labels": labels, "attention_mask": torch.ones_like(ids)})
     return found
 
@@ -40,7 +38,7 @@ def samples(count: int = 64, length: int = 24) -> list[dict[str, torch.Tensor]]:
 def main() -> None:
     """Train an adapter and save it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="a model whose configuration names its placeholder tokens")
+    parser.add_argument("--model", help="a causal LM whose configuration names an image_token_id")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--out", default="adapter")
     options = parser.parse_args()
@@ -56,7 +54,8 @@ def main() -> None:
         report_to=[],
     )
     imod = ImodCallback(ImodConfig())  # 2
-    trainer = Trainer(model, arguments, train_dataset=samples(), callbacks=[imod])  # 3
+    rows = samples(base.config.image_token_id)
+    trainer = Trainer(model, arguments, train_dataset=rows, callbacks=[imod])  # 3
     trainer.train()
     model.save_pretrained(options.out)
 

@@ -9,6 +9,7 @@ Call it after `get_peft_model` and before the model is wrapped for sharding.
 
 import inspect
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -88,6 +89,7 @@ class ImodHandle:
         self._holder = holder
         self._holder.strength = None if config.warmup_steps else 1.0
         self._masks_sha256 = masks_sha256
+        self._warned = False
         self._signature = inspect.signature(base.forward)
         self._hooks = [
             base.register_forward_pre_hook(self._before, with_kwargs=True),
@@ -109,10 +111,24 @@ class ImodHandle:
         `.loss`.
 
         Call it on the loss before it is divided or scaled for accumulation or mixed precision: whatever
-        gradient then arrives at it is the factor on the constraints.
+        gradient then arrives at it is the factor on the constraints of all forward passes since the last backward.
+
+        Raises:
+            InputError: several of them under gradient checkpointing, which would recompute one with another's tokens.
         """
-        self._holder.follow(loss)
+        batches = [batch for batch in self._holder.pending if batch.scale is None]
+        if len(batches) > 1 and getattr(self._base, "is_gradient_checkpointing", False):
+            raise InputError(
+                f"One loss over {len(batches)} forward passes cannot be trained with gradient checkpointing and IMoD: "
+                "call backward after each, or switch checkpointing off."
+            )
+        if batches:
+            self._holder.follow(loss, batches)
         return loss
+
+    def assume_scale(self, scale: float) -> None:
+        """Take `scale` for the factor on losses that are neither the model's `.loss` nor announced by `scale`."""
+        self._holder.assumed = scale
 
     def state(self) -> dict[str, Any]:
         """What a manifest keeps so that the run can be repeated: settings (seed included) and the hash of the masks."""
@@ -135,13 +151,26 @@ class ImodHandle:
 
     def signals(self) -> dict[str, float]:
         """The latest measured signals by name; see `imod_train.signals.summarise`. Waits for the device; empty before
-        the first measured backward."""
+        the first measured backward. Warns, once, where no batch so far held a medium."""
+        if not self._warned and self._holder.saw_media is not None and not bool(self._holder.saw_media):
+            self._warned = True
+            warnings.warn(
+                "IMoD has seen no token of a picture, sound or video since it was attached (placeholder ids "
+                f"{', '.join(map(str, self._holder.media_ids))}), so there is nothing to balance text against: "
+                "check that media reach the batches, or name the ids by ImodConfig(media_token_ids=…).",
+                stacklevel=2,
+            )
         meters = {name: module.meter for name, module in self.modules.items()}
         return summarise(meters, {name: module.weight.numel() for name, module in self.modules.items()})
 
     @torch.compiler.disable
     def _before(self, base: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         if self._counts(base):
+            if getattr(base, "_is_replica", False):
+                raise InputError(
+                    "IMoD cannot train under torch.nn.DataParallel, whose threads share one note of the batch: start "
+                    "a process for each GPU (torchrun), or show one alone (CUDA_VISIBLE_DEVICES=0)."
+                )
             if self._holder.strength is None:
                 raise InputError(
                     f"The IMoD setting 'warmup_steps' is {self.config.warmup_steps}, but nobody counts the steps: "
@@ -152,8 +181,8 @@ class ImodHandle:
     @torch.compiler.disable
     def _after(self, base: nn.Module, args: tuple, output: Any) -> None:
         loss = _loss_of(output) if self._counts(base) else None
-        if loss is not None:
-            self._holder.follow(loss)
+        if loss is not None and self._holder.current is not None:
+            self._holder.follow(loss, [self._holder.current])
 
     def _counts(self, base: nn.Module) -> bool:
         """Whether this forward pass will be trained on: evaluation and generation leave the batch in flight alone."""
@@ -195,7 +224,9 @@ def _checked(name: str, layer: LoraLayer, adapter_name: str) -> nn.Linear:
     if adapter_name in layer.lora_variant:
         variant = type(layer.lora_variant[adapter_name]).__name__.removesuffix("LinearVariant")
         raise InputError(f"'{name}' uses the LoRA variant {variant}; IMoD needs plain LoRA, so switch it off.")
-    if type(linear) is not nn.Linear or type(layer).__name__ == "ParamWrapper":
+    if type(layer).__name__ == "ParamWrapper":
+        raise InputError(f"LoRA on '{name}' adapts a bare parameter; IMoD needs linear layers: drop target_parameters.")
+    if type(linear) is not nn.Linear:
         raise InputError(
             f"LoRA on '{name}' is a {type(linear).__name__} on a {type(layer.get_base_layer()).__name__}; "
             f"IMoD needs linear layers: {_NARROW}."

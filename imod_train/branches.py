@@ -77,6 +77,8 @@ def _beginning(sample: Sample) -> tuple:
     last = max((i for i, message in enumerate(sample.messages) if TAG.search(message.content)), default=None)
     if not media or last is None:
         return ()
+    if any(message.role == "assistant" for message in sample.messages[:last]):
+        return ()  # branches part before the first answer, and would repeat the media behind it
     *before, _ = TAG.split(sample.messages[last].content)
     return (sample.images, sample.audios, sample.videos, sample.messages[:last], "".join(before))
 

@@ -66,7 +66,7 @@ class ImodConfig:
         for name in ("lambda1", "lambda2", "alpha"):
             self._number(name, allowed="a number of at least 0", least=0.0)
         self._number("shared_ratio", allowed="a number from 0 to 1", least=0.0, most=1.0)
-        self._number("text_ratio", allowed="a number above 0", least=1e-6)
+        self._number("text_ratio", allowed="a number from 0.000001 to 1000000", least=1e-6, most=1e6)
         if self.reduction not in REDUCTIONS:
             self._refuse("reduction", ", ".join(REDUCTIONS[:-1]) + " or " + REDUCTIONS[-1])
         for name in ("msdc", "maac"):
@@ -111,6 +111,8 @@ class ImodConfig:
             return
         if not isinstance(value, (list, tuple)) or not all(type(token) is int for token in value):
             self._refuse(name, "a list of token ids or null")
+        if name == "media_token_ids" and not value:
+            self._refuse(name, "a list of at least one token id, or null: without media all would be text")
         object.__setattr__(self, name, tuple(value))
 
     def _refuse(self, name: str, allowed: str) -> None:

@@ -9,10 +9,9 @@ from transformers import PreTrainedTokenizerBase
 from imod_core.avt.processing_avt import AvtProcessor
 from imod_core.avt.prompts import IGNORED_LABEL, check_texts, encode
 from imod_core.avt.states import KINDS, TowerStates
-from imod_core.errors import InputError
 from imod_core.samples import Sample
 from imod_train.branches import PADDING, branch_mask, group_by_media, join
-from imod_train.items import KeptItems
+from imod_train.items import KeptItems, check_answers
 from imod_train.words import word_table
 
 
@@ -25,11 +24,7 @@ class SampleDataset(KeptItems):
     def __init__(
         self, samples: Sequence[Sample], processor: AvtProcessor, states: TowerStates, questions_per_row: int = 1
     ):
-        unanswered = next((s.id for s in samples if s.answer is None), None)
-        if unanswered is not None:
-            raise InputError(
-                f"The sample '{unanswered}' has no answer to learn: its last message must be the assistant's."
-            )
+        check_answers(samples)
         check_texts(processor, samples)
         super().__init__(group_by_media(samples, questions_per_row))
         self.processor, self.states = processor, states

@@ -8,6 +8,9 @@ import torch
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import Dataset
 
+from imod_core.errors import InputError
+from imod_core.samples import TAG, Sample
+
 KEPT_BYTES = 512 << 20
 """Items kept in memory; beyond that they are made each time."""
 
@@ -35,6 +38,21 @@ class KeptItems(Dataset, ABC):
     @abstractmethod
     def _make(self, index: int) -> dict[str, Any]:
         """The item of a row."""
+
+
+def check_answers(samples: Sequence[Sample]) -> None:
+    """Refuse samples that teach no answer, or to answer with a medium.
+
+    Raises:
+        InputError: naming the first one.
+    """
+    for sample in samples:
+        if sample.answer is None:
+            raise InputError(
+                f"The sample '{sample.id}' has no answer to learn: its last message must be the assistant's."
+            )
+        if any(TAG.search(m.content) for m in sample.messages if m.role == "assistant"):
+            raise InputError(f"The sample '{sample.id}' has a medium in an answer: only questions may name media.")
 
 
 def nbytes(item: dict[str, Any]) -> int:

@@ -21,7 +21,7 @@ from imod_core.pixels import limit_pixels
 from imod_core.samples import KINDS, MEDIA_KEYS, TAG, Message, Sample
 from imod_core.sampling import FrameSampling, load_clip, video_arguments
 from imod_train.answers import label_answers, render
-from imod_train.items import KeptItems
+from imod_train.items import KeptItems, check_answers
 from imod_train.recipe import MediaSettings
 
 TRACK = "use_audio_in_video"
@@ -144,8 +144,9 @@ class NativeDataset(KeptItems):
     """One item a sample, as `SampleEncoder` makes it."""
 
     def __init__(self, samples: Sequence[Sample], encoder: SampleEncoder):
+        check_answers(samples)
         for sample in samples:
-            _check(sample, encoder)
+            _check_kinds(sample, encoder)
         check_texts(encoder.processor, samples)
         super().__init__(samples)
         self.encoder = encoder
@@ -214,12 +215,8 @@ def _paths(sample: Sample) -> Iterator[tuple[str, Any]]:
             yield tag, next(queues[tag])
 
 
-def _check(sample: Sample, encoder: SampleEncoder) -> None:
-    """Refuse what training could only get wrong: no answer, media in answers or of a kind that the model lacks."""
-    if sample.answer is None:
-        raise InputError(f"The sample '{sample.id}' has no answer to learn: its last message must be the assistant's.")
-    if any(TAG.search(m.content) for m in sample.messages if m.role == "assistant"):
-        raise InputError(f"The sample '{sample.id}' has a medium in an answer: only questions may name media.")
+def _check_kinds(sample: Sample, encoder: SampleEncoder) -> None:
+    """Refuse media of a kind that the model lacks."""
     for tag, key in MEDIA_KEYS.items():
         if getattr(sample, key) and KINDS[tag] not in encoder.takes:
             takes = ", ".join(sorted(encoder.takes))

@@ -18,7 +18,7 @@ from imod_core.errors import CheckFailed
 from imod_core.families.load import load_processor
 from imod_core.hub import describing_folder
 from imod_core.samples import read_samples
-from imod_train.base import attention, core_config, is_avt_config, skeleton
+from imod_train.base import attention, context_length, core_config, is_avt_config, skeleton, tell_of_long_row
 from imod_train.footprint import Footprint, footprint
 from imod_train.items import KEPT_BYTES
 from imod_train.lengths import Lengths, avt_lengths, native_lengths
@@ -162,6 +162,9 @@ def _stage(recipe: Recipe, stage: Stage, config: Any, processor: Any, device: st
     else:
         encoder = SampleEncoder(processor, recipe.media, skeleton(config))
         lengths = native_lengths(samples, encoder, config)
+    longest, context = lengths.longest(1).length, context_length(config)
+    if context and longest > context and stage.questions_per_row == 1:
+        tell_of_long_row(longest, context)
     micro = stage.micro_batch_size or stage.batch_size
     steps = count_steps(stage, lengths.rows)
     console.print(f"A step of stage {stage.name} on tensors without data")

@@ -33,6 +33,9 @@ TRAINABLE = ("projectors", "adapter")
 OBJECTIVES = ("answers", "words")
 QUANTIZATIONS = ("nf4",)
 SCHEDULES = ("constant_with_warmup", "cosine", "linear")
+MOST = 1_000_000
+"""Of what is counted here: beyond it something else was meant."""
+WORKERS = 1024
 LLM_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -47,8 +50,8 @@ class LoraSettings:
     """Names of the LLM's linear layers to adapt."""
 
     def __post_init__(self) -> None:
-        _require(self.rank >= 1, "lora.rank", self.rank, "a whole number of at least 1")
-        _require(self.alpha > 0, "lora.alpha", self.alpha, "a number above 0")
+        _require(1 <= self.rank <= MOST, "lora.rank", self.rank, f"a whole number from 1 to {MOST}")
+        _require(0 < self.alpha < math.inf, "lora.alpha", self.alpha, "a finite number above 0")
         _require(0 <= self.dropout < 1, "lora.dropout", self.dropout, "a number from 0 up to, not including, 1")
         _require(len(self.targets) > 0, "lora.targets", list(self.targets), "at least one layer name")
 
@@ -125,15 +128,18 @@ class Stage:
         known = len(self.train) > 0 and set(self.train) <= set(TRAINABLE)
         _require(known, f"{where}.train", list(self.train), f"some of {', '.join(TRAINABLE)}")
         for name in ("batch_size", "questions_per_row", "save_steps", "log_steps"):
-            _require(getattr(self, name) >= 1, f"{where}.{name}", getattr(self, name), "a whole number of at least 1")
+            value = getattr(self, name)
+            _require(1 <= value <= MOST, f"{where}.{name}", value, f"a whole number from 1 to {MOST}")
         _require(self.steps is None or self.steps >= 1, f"{where}.steps", self.steps, "a whole number of at least 1")
-        _require(self.epochs is None or self.epochs > 0, f"{where}.epochs", self.epochs, "a number above 0")
+        finite = self.epochs is None or 0 < self.epochs < math.inf
+        _require(finite, f"{where}.epochs", self.epochs, "a finite number above 0")
         for name in ("learning_rate", "projector_learning_rate", "max_grad_norm"):
             value = getattr(self, name)
             _require(value is None or 0 < value < math.inf, f"{where}.{name}", value, "a finite number above 0")
         _require(0 < self.adam_beta2 < 1, f"{where}.adam_beta2", self.adam_beta2, "a number between 0 and 1")
         _require(0 <= self.warmup_ratio < 1, f"{where}.warmup_ratio", self.warmup_ratio, "a number from 0 to below 1")
-        _require(self.state_noise >= 0, f"{where}.state_noise", self.state_noise, "a number of at least 0")
+        quiet = 0 <= self.state_noise < math.inf
+        _require(quiet, f"{where}.state_noise", self.state_noise, "a finite number of at least 0")
         micro = self.micro_batch_size
         divides = micro is None or (micro >= 1 and self.batch_size % micro == 0)
         _require(divides, f"{where}.micro_batch_size", micro, "a divisor of batch_size")
@@ -173,8 +179,8 @@ class Recipe:
         _require(self.precision in PRECISIONS, "precision", self.precision, " or ".join(PRECISIONS))
         known = self.base_quantization in (None, *QUANTIZATIONS)
         _require(known, "base_quantization", self.base_quantization, f"{' or '.join(QUANTIZATIONS)}, or left out")
-        _require(self.workers >= 0, "workers", self.workers, "a whole number of at least 0")
-        _require(self.seed >= 0, "seed", self.seed, "a whole number of at least 0")
+        _require(0 <= self.workers <= WORKERS, "workers", self.workers, f"a whole number from 0 to {WORKERS}")
+        _require(0 <= self.seed < 2**32, "seed", self.seed, "a whole number from 0 to 4294967295")
         _require(len(self.stages) > 0, "stages", list(self.stages), "at least one stage")
         names = [stage.name for stage in self.stages]
         _require(len(set(names)) == len(names), "stages", names, "stages of different names")
@@ -209,9 +215,20 @@ def parse_recipe(values: dict[str, Any]) -> Recipe:
 def _load(text: str | bytes, where: str) -> Any:
     """YAML as plain values."""
     try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:
+        return yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"{where} is not YAML: {' '.join(str(error).split())}.") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice, of which YAML would silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"the key '{twice}' stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def _change(values: dict[str, Any], change: str) -> None:

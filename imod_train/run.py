@@ -11,6 +11,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,9 @@ from imod_core.artifacts import (
     write_text,
 )
 from imod_core.console import console
-from imod_core.errors import InputError
+from imod_core.errors import CheckFailed, InputError, MissingFileError
 from imod_core.hub import model_folder
-from imod_core.samples import read_samples
+from imod_core.samples import Sample, read_samples
 from imod_train.attachment import attach
 from imod_train.base import load_base
 from imod_train.feed import make_feed
@@ -54,10 +55,13 @@ def train(recipe: Recipe, run: Path, resume: bool = False) -> Path:
     """
     run = Path(run)
     if _is_finished(run, recipe, resume):
+        with suppress(MissingFileError):  # base and data may have been removed since
+            _check_inputs(run, _inputs(recipe))
         console.print(f"{run} is finished already; nothing to do.")
         return run / "adapter"
     _check_one_process()
     samples = {stage.name: [s for path in stage.data for s in read_samples(Path(path))] for stage in recipe.stages}
+    _check_media(recipe, samples)
     inputs = _inputs(recipe)
     _check_inputs(run, inputs)
     model, processor = load_base(recipe)
@@ -73,7 +77,7 @@ def train(recipe: Recipe, run: Path, resume: bool = False) -> Path:
     write_text(run / "recipe.yaml", recipe.to_yaml())
     started = time.monotonic()
     for stage in recipe.stages:
-        _stage(peft_model, recipe, stage, datasets[stage.name], feed.collator(stage), run)
+        _stage(peft_model, recipe, stage, datasets.pop(stage.name), feed.collator(stage), run)
     _save(peft_model, run)
     base = {"path": recipe.base, "sha256": inputs["base"], "model_type": model.config.model_type}
     seconds = round(time.monotonic() - started, 1)
@@ -108,11 +112,21 @@ def _stage(model: PeftModel, recipe: Recipe, stage: Stage, data: Dataset, collat
         set_peft_model_state_dict(model, load_file(result))
         return
     run_stage(model, recipe, stage, data, collator, run)
+    tensors = {k: v.contiguous() for k, v in get_peft_model_state_dict(model, save_embedding_layers=False).items()}
+    _check_finite(tensors, stage, run)
     partial = result.with_suffix(".partial")
-    save_file(
-        {k: v.contiguous() for k, v in get_peft_model_state_dict(model, save_embedding_layers=False).items()}, partial
-    )
+    save_file(tensors, partial)
     partial.replace(result)
+
+
+def _check_finite(tensors: dict[str, torch.Tensor], stage: Stage, run: Path) -> None:
+    """Refuse to call a stage done whose weights are no numbers."""
+    wrong = next((name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())), None)
+    if wrong is not None:
+        raise CheckFailed(
+            f"The stage '{stage.name}' diverged: '{wrong}' holds NaN or infinity ({run / 'metrics.jsonl'} shows since "
+            "when). Lower its learning rate, or lora.alpha, and train into another --out."
+        )
 
 
 def _save(model: PeftModel, run: Path) -> None:
@@ -134,6 +148,17 @@ def _check_inputs(run: Path, inputs: dict[str, Any]) -> None:
     mark = run / INPUTS
     if mark.is_file() and json.loads(mark.read_text()) != inputs:
         raise InputError(f"{run} was started on another base or other data: restore them, or give another --out.")
+
+
+def _check_media(recipe: Recipe, samples: dict[str, list[Sample]]) -> None:
+    """Refuse to balance modalities where there is only one."""
+    for stage in recipe.stages:
+        adapts = recipe.method == "imod" and "adapter" in stage.train
+        if adapts and not any(s.images or s.audios or s.videos for s in samples[stage.name]):
+            raise InputError(
+                f"No sample of the stage '{stage.name}' has a picture, sound or video, so there is nothing for IMoD to "
+                "balance text against: add media, or set method: lora."
+            )
 
 
 def _check_one_process() -> None:

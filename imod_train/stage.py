@@ -16,6 +16,7 @@ from transformers.integrations import TensorBoardCallback
 
 from imod_core.artifacts import write_text
 from imod_core.console import console, progress
+from imod_train.base import context_length, tell_of_long_row
 from imod_train.callback import ImodCallback
 from imod_train.dataset import add_noise
 from imod_train.model import parameter_groups, set_trainable
@@ -31,6 +32,8 @@ class StageTrainer(Trainer):
     def __init__(self, stage: Stage, **kwargs: Any):
         self.stage = stage
         super().__init__(**kwargs)
+        assert isinstance(self.model, PeftModel)
+        self.context = context_length(self.model.get_base_model().config)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """AdamW over the trainable parameters of the unwrapped model."""
@@ -69,6 +72,12 @@ class StageTrainer(Trainer):
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """A step on states with the stage's noise."""
         add_noise(inputs, self.stage.state_noise)
+        if self.context and inputs["input_ids"].shape[1] > self.context:
+            positions = inputs.get("position_ids")  # branches of a row stand side by side
+            length = inputs["input_ids"].shape[1] if positions is None else int(positions.max()) + 1
+            if length > self.context:
+                tell_of_long_row(length, self.context)
+                self.context = None  # once is enough
         return super().training_step(model, inputs, *args, **kwargs)
 
 
@@ -106,7 +115,7 @@ def run_stage(model: PeftModel, recipe: Recipe, stage: Stage, data: Dataset, col
     metrics = Metrics(run / "metrics.jsonl", stage.name)
     callbacks: list[TrainerCallback] = [metrics]
     if recipe.method == "imod" and "adapter" in stage.train:
-        callbacks.insert(0, ImodCallback(recipe.imod))
+        callbacks.insert(0, ImodCallback(recipe.imod, clipped_apart=True))
     trainer = StageTrainer(
         stage,
         model=model,

@@ -6,7 +6,8 @@ row (1 unless packed).
 """
 
 import warnings
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -17,6 +18,8 @@ from imod_core.modality import NON_TEXT, TEXT, token_modality
 from imod_train.config import ImodConfig
 
 IGNORED_LABEL = -100
+PENDING = 64
+"""Forward passes that one loss may join; older ones that saw no backward are forgotten."""
 
 
 class TokenWeights(NamedTuple):
@@ -52,6 +55,8 @@ class TokenBatch:
     """Whether the backward of this batch also measures the signals."""
     strength: float = 1.0
     """Factor on λ1 and λ2: below 1 while they warm up."""
+    assumed: float = 1.0
+    """The scale where no loss tells it."""
     scale: torch.Tensor | None = None
     """0-dim d(total loss)/d(loss of this batch), known from the start of its backward on."""
     hook: Any = field(default=None, repr=False)
@@ -75,11 +80,11 @@ class TokenBatch:
         """0-dim factor on everything that is injected, so that λ means the same whatever scales the loss."""
         if self.scale is None:
             warnings.warn(
-                "IMoD saw no loss in the model's output and assumes that nothing scales it; "
+                f"IMoD saw no loss in the model's output and assumes that it is scaled by {self.assumed:g}; "
                 "pass your own loss through `handle.scale(loss)` before backward.",
                 stacklevel=2,
             )
-            self.scale = torch.ones((), device=device)
+            self.scale = torch.full((), self.assumed, device=device)
         factor = self.scale.to(device, dtype)
         return factor if self.share is None else factor * self.share.to(device, dtype)
 
@@ -126,6 +131,12 @@ class TokenHolder:
         self.media_ids = media_ids
         self.ignored_ids = ignored_ids
         self.current: TokenBatch | None = None
+        self.pending: deque[TokenBatch] = deque(maxlen=PENDING)
+        """Batches whose backward has not begun, the last one in flight."""
+        self.saw_media: torch.Tensor | None = None
+        """0-dim, whether any batch so far held a non-text token; on its device, so that nobody waits."""
+        self.assumed = 1.0
+        """Scale of a loss that is not seen."""
         self.sample_next = False
         self.strength: float | None = 1.0
         """Factor on λ1 and λ2; None while it is not known."""
@@ -141,22 +152,31 @@ class TokenHolder:
         modality = token_modality(input_ids, inputs.get("attention_mask"), self.media_ids, self.ignored_ids)
         segment, segments = packed_segments(inputs.get("position_ids"), inputs.get("attention_mask"), modality)
         strength = 1.0 if self.strength is None else self.strength
-        self.current = TokenBatch(modality, segment, segments, loss_share(inputs), self.sample_next, strength)
+        batch = TokenBatch(
+            modality, segment, segments, loss_share(inputs), self.sample_next, strength, assumed=self.assumed
+        )
+        saw = (modality == NON_TEXT).any()
+        self.saw_media = saw if self.saw_media is None else self.saw_media.to(saw.device) | saw
+        waiting = [earlier for earlier in self.pending if earlier.scale is None]
+        self.current, self.pending = batch, deque([*waiting, batch], PENDING)
         self.sample_next = False
 
-    def follow(self, loss: torch.Tensor) -> None:
-        """Note the gradient that arrives at `loss` in backward as the scale of the batch in flight."""
-        batch = self.current
-        if batch is None or not loss.requires_grad:
+    def follow(self, loss: torch.Tensor, batches: Sequence[TokenBatch]) -> None:
+        """Note the gradient that arrives at `loss` in backward as the scale of `batches`."""
+        if not loss.requires_grad:
             return
-        if batch.hook is not None:
-            batch.hook.remove()
+        for batch in batches:
+            if batch.hook is not None:
+                batch.hook.remove()
 
         def note(gradient: torch.Tensor) -> None:
-            batch.set_scale(gradient.detach())
-            self.current = batch  # after several forwards, checkpointing recomputes this one now
+            for batch in batches:
+                batch.set_scale(gradient.detach())
+            self.current = batches[-1]  # after several forwards, checkpointing recomputes this one now
 
-        batch.hook = loss.register_hook(note)
+        hook = loss.register_hook(note)
+        for batch in batches:
+            batch.hook = hook
 
 
 def packed_segments(positions: Any, attention_mask: Any, modality: torch.Tensor) -> tuple[torch.Tensor | None, int]:

@@ -36,6 +36,13 @@ def test_samples_that_begin_otherwise_or_have_no_media_stay_alone() -> None:
     assert ids(group_by_media(different, 4)) == [["0"], ["1"], ["2"], ["3"]]
 
 
+def test_samples_whose_media_come_after_an_answer_stay_alone() -> None:
+    """Branches part before the first answer; what stands behind it would be read for each."""
+    turns = (Message("user", "Hi"), Message("assistant", "Hello"), Message("user", "<image>?"))
+    samples = [Sample(str(i), (*turns, Message("assistant", str(i))), (Path("a.png"),)) for i in range(2)]
+    assert ids(group_by_media(samples, 4)) == [["0"], ["1"]]
+
+
 def test_a_branch_sees_the_common_beginning_and_itself_alone() -> None:
     mask = branch_mask(torch.tensor([[0, 0, 1, 1, 2, PADDING]]), torch.float32)[0, 0] == 0
     assert mask.int().tolist() == [

@@ -120,6 +120,21 @@ def test_the_command_tells_all_of_it_and_judges_the_memory(recipe: Path, capsys:
     assert call("train", recipe).code == 2
 
 
+def test_rows_beyond_the_models_context_are_told(
+    recipe: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    sample = json.loads((scenes / "train.jsonl").read_text().splitlines()[0])
+    sample["messages"][0]["content"] += " Think." * 3000
+    sample |= {key: [str(scenes / name) for name in sample[key]] for key in ("images", "audios", "videos")}
+    (tmp_path / "long.jsonl").write_text(json.dumps(sample))
+    changes = (f"stages.tune.data={tmp_path / 'long.jsonl'}", "stages.tune.steps=1", "stages.tune.batch_size=1")
+    words = [word for change in changes for word in ("--set", change)]
+    assert call("train", recipe, "--plan", *words).code == 0
+    assert "longer than the model's context of 2048" in " ".join(capsys.readouterr().err.split())
+    assert call("train", recipe, "--out", tmp_path / "run", *words).code == 0
+    assert "longer than the model's context of 2048" in " ".join(capsys.readouterr().err.split())
+
+
 def test_a_base_that_transformers_does_not_know_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "unheard-of"}))
     recipe = parse_recipe({"base": str(tmp_path), "stages": [{"name": "tune", "data": ["d.jsonl"], "steps": 1}]})

@@ -42,6 +42,15 @@ def with_stage(**changes) -> dict:
         (with_stage(warmup_ratio=1.0), "a number from 0 to below 1"),
         (with_stage(adam_beta2=2.0), "a number between 0 and 1"),
         (with_stage(learning_rate=float("inf")), "a finite number above 0"),
+        ({**VALID, "stages": [{"name": "tune", "data": ["d"], "epochs": float("inf")}]}, "a finite number above 0"),
+        (with_stage(state_noise=float("inf")), "a finite number of at least 0"),
+        (with_stage(batch_size=10**20), "'stages.tune.batch_size' is 100000000000000000000"),
+        ({**VALID, "lora": {"alpha": float("inf")}}, "'lora.alpha' is inf"),
+        ({**VALID, "lora": {"rank": 10**15}}, "'lora.rank' is 1000000000000000"),
+        ({**VALID, "workers": 10**20}, "'workers' is 100000000000000000000"),
+        ({**VALID, "seed": 2**32}, "'seed' is 4294967296"),
+        ({**VALID, "imod": {"text_ratio": 1e308}}, "text_ratio"),
+        ({**VALID, "imod": {"media_token_ids": []}}, "at least one token id"),
         (with_stage(projector_learning_rate=-1.0), "a finite number above 0"),
         ({**VALID, "seed": -1}, "'seed' is -1"),
         (with_stage(name="../out"), "letters, digits"),
@@ -82,7 +91,7 @@ def test_a_change_that_hits_nothing_is_refused(tmp_path: Path, change: str) -> N
         read_recipe(path, (change,))
 
 
-@pytest.mark.parametrize("text", ["a: [", "- 1", "just text", ""])
+@pytest.mark.parametrize("text", ["a: [", "- 1", "just text", "", "[" * 100_000, "base: a\nbase: b\nstages: []"])
 def test_what_is_no_recipe_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "r.yaml"
     path.write_text(text)

@@ -77,3 +77,11 @@ def test_a_module_that_sees_other_tokens_is_refused(tiny):
     attach(model, STRONG)
     with pytest.raises(InputError, match="'lm_head' received 2 tokens where input_ids hold 24"):
         model(**{**tiny.make_inputs(), "labels": None}, logits_to_keep=1)
+
+
+def test_replicas_of_data_parallel_are_refused(tiny):
+    model = tiny.make_lora()
+    attach(model, ImodConfig())
+    model.get_base_model()._is_replica = True
+    with pytest.raises(InputError, match="DataParallel"):
+        model(**tiny.make_inputs())

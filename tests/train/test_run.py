@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -134,6 +135,24 @@ def test_a_finished_run_is_left_as_it_is(recipe: Path, trained: Path) -> None:
     assert "another recipe" in other.message
 
 
+def test_a_finished_run_of_other_data_is_not_handed_back(recipe: Path, trained: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    inputs = json.loads((run / "inputs.json").read_text())
+    inputs["data"] = dict.fromkeys(inputs["data"], "of before")
+    (run / "inputs.json").write_text(json.dumps(inputs))
+    again = call("train", recipe, "--out", run)
+    assert again.code == 2
+    assert "another base or other data" in again.message
+
+
+def test_a_run_that_diverged_is_not_called_done(recipe: Path, tmp_path: Path) -> None:
+    done = train(recipe, tmp_path / "run", "stages.tune.learning_rate=1.0e30")
+    assert done.code == 1
+    assert re.search("stage 'tune' diverged: .*holds NaN or infinity", done.message)
+    assert not (tmp_path / "run/manifest.json").exists()
+
+
 def test_accumulated_micro_batches_train_like_one_batch(recipe: Path, tmp_path: Path) -> None:
     quiet = ("lora.dropout=0", "stages.tune.state_noise=0", "stages.tune.steps=2")
     assert train(recipe, tmp_path / "whole", *quiet).code == 0
@@ -213,6 +232,8 @@ def test_metrics_carry_the_signals_of_the_method(trained: Path) -> None:
         (lambda d, r: corrupt(d, r, "videos", b"\0" * 100), "bad.mp4"),
         (lambda d, r: corrupt(d, r, "audios", wav(0)), "bad.wav"),
         (lambda d, r: too_many(d, r), "more media than placeholders"),
+        (lambda d, r: text_alone(d, r), "No sample of the stage 'tune' has a picture, sound or video"),
+        (lambda d, r: medium_in_answer(d, r), "has a medium in an answer"),
         (lambda d, r: r["lora"].update(targets=["no_such_layer"]), "lora.targets"),
         (lambda d, r: r.update(base=str(other_architecture(d))), "imod train takes AVT bases"),
     ],
@@ -254,6 +275,19 @@ def too_many(folder: Path, values: dict) -> None:
     corrupt(folder, values, "audios", wav(100))
     sample = json.loads((folder / "bad.jsonl").read_text())
     sample["messages"][0]["content"] = "What?"
+    (folder / "bad.jsonl").write_text(json.dumps(sample))
+
+
+def text_alone(folder: Path, values: dict) -> None:
+    messages = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "x"}]
+    (folder / "text.jsonl").write_text(json.dumps({"id": "t", "messages": messages}))
+    set_data(values, folder / "text.jsonl")
+
+
+def medium_in_answer(folder: Path, values: dict) -> None:
+    corrupt(folder, values, "audios", wav(100))
+    sample = json.loads((folder / "bad.jsonl").read_text())
+    sample["messages"] = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "<audio>x"}]
     (folder / "bad.jsonl").write_text(json.dumps(sample))
 
 

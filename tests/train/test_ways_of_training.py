@@ -98,6 +98,30 @@ def test_a_loss_of_ones_own_is_announced_by_scale(tiny):
         assert tiny.largest_difference(own_gradients(1024.0, announce=False), wanted) > 0.01
 
 
+def test_one_loss_over_two_forwards_scales_both(tiny):
+    """As of pairs of a chosen and a rejected answer."""
+    model = tiny.make_lora()
+    handle = attach(model, STRONG)
+    batches = [tiny.make_inputs(seed) for seed in (0, 1)]
+
+    def gradients(factor, losses):
+        model.zero_grad(set_to_none=True)
+        (losses() * factor).backward()
+        return {name: g / factor for name, g in tiny.a_gradients(model).items()}
+
+    def own(inputs):
+        given = {name: value for name, value in inputs.items() if name != "labels"}
+        logits = model(**given).logits[:, :-1]
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), inputs["labels"][:, 1:].flatten())
+
+    wanted = gradients(1.0, lambda: sum(model(**inputs).loss for inputs in batches))
+    found = gradients(1024.0, lambda: handle.scale(sum(own(inputs) for inputs in batches)))
+    assert tiny.largest_difference(found, wanted) < FLOAT32
+    model.get_base_model().gradient_checkpointing_enable()
+    with pytest.raises(InputError, match="One loss over 2 forward passes"):
+        handle.scale(sum(own(inputs) for inputs in batches))
+
+
 def test_evaluation_and_generation_between_forward_and_backward_change_nothing(tiny):
     model = tiny.make_lora()
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
