@@ -73,6 +73,21 @@ def _part(piece: str) -> dict[str, str]:
     return {"type": KINDS[piece]} if piece in KINDS else {"type": "text", "text": piece}
 
 
+def token_pattern(tokens: Iterable[str]) -> re.Pattern[str]:
+    """A pattern that finds any of a tokenizer's special tokens; longer ones first, none at all for no tokens."""
+    return re.compile("|".join(map(re.escape, sorted(filter(None, tokens), key=len, reverse=True))) or "(?!)")
+
+
+def check_text(content: str, special: re.Pattern[str], what: str) -> None:
+    """Refuse text that spells a special token: it would be read as a placeholder, a marker or the end of a turn.
+
+    Raises:
+        InputError: naming `what` and the token.
+    """
+    if found := special.search(TAG.sub("\n", content)):
+        raise InputError(f"{what} has {found.group()} in its text, which is a special token.")
+
+
 def strip_tags(content: str) -> str:
     """`content` without media tags."""
     for tag in MEDIA_KEYS:
