@@ -1,5 +1,6 @@
 """`imod eval`: answers of a model folder or a server on a sample file, and their accuracy by question type."""
 
+import sys
 from pathlib import Path
 
 import click
@@ -66,10 +67,16 @@ def evaluate(
     from imod_eval.evaluation import Evaluation
 
     evaluation = Evaluation(questions, read_samples(training) if training else [], out, samples.stem)
-    if url:
-        evaluation.ask_server(url)
-    else:
-        assert model
-        evaluation.ask_folder(model, states, dtype, conditions)
+    try:
+        if url:
+            evaluation.ask_server(url)
+        else:
+            assert model
+            evaluation.ask_folder(model, states, dtype, conditions)
+    except KeyboardInterrupt:
+        if out:
+            raise
+        print("Interrupted; without --out no answer is kept.", file=sys.stderr)
+        sys.exit(130)
     evaluation.write()
     evaluation.print(samples.name)

@@ -1,6 +1,6 @@
 """One evaluation: questions, the predictions under each condition, their scores."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,8 +48,16 @@ class Evaluation:
 
         self._ask("as_is", predict)
 
-    def ask_folder(self, model: Path, states: Path | None, dtype: str, conditions: Iterable[str]) -> None:
-        """Answer with a model folder in this process, under each condition; AVT reads its tower states in `states`."""
+    def ask_folder(self, model: Path, states: Path | None, dtype: str, conditions: Sequence[str]) -> None:
+        """Answer with a model folder in this process, under each condition; AVT reads its tower states in `states`.
+
+        Raises:
+            InputError: questions that the model or a condition cannot take, before any is asked.
+        """
+        from imod_eval.conditions import shown
+
+        for condition in conditions:
+            shown(condition, self.questions)
         files = sorted(path for path in model.iterdir() if path.is_file())
         self.subject |= {"model": str(model.resolve()), "files": digest_of_files(files), "dtype": dtype}
         predictor: Any

@@ -74,6 +74,15 @@ def test_a_repeated_command_goes_on_where_it_was_interrupted(server: Server, que
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"q.as_is.jsonl", "scores.json"}
 
 
+def test_an_interruption_without_a_folder_says_that_nothing_is_kept(
+    server: Server, questions: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.patience = 4
+    with pytest.raises(SystemExit, match="130"):
+        call("eval", questions, "--url", URL)
+    assert capsys.readouterr().err.endswith("without --out no answer is kept.\n")
+
+
 def test_a_line_that_was_cut_off_is_answered_again(server: Server, questions: Path, tmp_path: Path) -> None:
     command = ["eval", questions, "--url", URL, "--out", tmp_path / "out"]
     interrupt(server, 4, *command)
@@ -203,6 +212,17 @@ def test_a_native_model_is_shown_what_the_condition_says(
         other.images != s.images or other.videos != s.videos for (other, _), s in zip(swapped, pictures, strict=True)
     )
     assert shown("swapped", done=(pictures[0].id,)) == swapped[1:]
+
+
+def test_a_condition_that_cannot_be_made_is_said_before_another_is_asked(
+    qwen: Path, pictures: list[Sample], tmp_path: Path
+) -> None:
+    write_samples(tmp_path / "q.jsonl", pictures[:1])
+    media, out = ("--media=as_is", "--media=swapped"), tmp_path / "out"
+    outcome = call("eval", tmp_path / "q.jsonl", "--model", qwen, *media, "--out", out)
+    assert outcome.code == 2
+    assert "has no other with the same kinds of media to swap with" in outcome.message
+    assert list(out.iterdir()) == []
 
 
 @pytest.mark.parametrize("of", [lambda scenes: scenes / "test.jsonl", lambda scenes: scenes])
