@@ -46,6 +46,20 @@ def new_folder(out: Path) -> Iterator[Path]:
         raise
 
 
+def ready_folder(path: Path, option: str) -> Path:
+    """A folder to write into, made if it is not there; what is in it stays.
+
+    Raises:
+        InputError: it cannot be made or written; `option` named it.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror}): give another {option}.") from None
+    return path
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file.
 
@@ -64,7 +78,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
     temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(text)
+    temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
 
 
@@ -127,10 +141,7 @@ def read_manifest(folder: Path, kind: str) -> dict[str, Any]:
     path = Path(folder) / MANIFEST
     if not path.is_file():
         raise MissingFileError(f"{folder} is no finished {kind}: it has no {MANIFEST}.")
-    try:
-        manifest = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} is not JSON ({error.msg} at line {error.lineno}).") from None
+    manifest = read_json(path)
     if manifest.get("kind") != kind:
         raise InputError(f"{folder} holds a {manifest.get('kind')!r}, expected a {kind!r}.")
     return manifest

@@ -97,6 +97,11 @@ def main() -> None:
     except ImodError as error:
         print(f"imod: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"imod: {error.filename} cannot be used ({error.strerror}): give another path.", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -8,14 +8,15 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from imod_core.errors import InputError, MissingFileError
 from imod_core.media import has_sound
-from imod_core.samples import MEDIA_KEYS, Message, Sample, write_samples
+from imod_core.samples import MEDIA_KEYS, Message, Sample, check_turns, check_unicode, to_record, write_samples
 
 SLOT = re.compile(r"<[^>\s]*>")
 """A blank of a MUSIC-AVQA question, for example `<Object>`."""
@@ -78,17 +79,28 @@ def _convert(
 ) -> Converted:
     if not media.is_dir():
         raise MissingFileError(f"{media} is no folder: expected the folder of the media files.")
+    _check_out(out, file)
     rows = [(row, f"{file}, row {number}") for number, row in enumerate(_read_rows(file), start=1)]
     there = cache(lambda name: (media / name).is_file())
     missing = {i: [n for n in media_of(row, where) if not there(n)] for i, (row, where) in enumerate(rows)}
     absent = [names for names in missing.values() if names]
     if absent and not skip_missing:
         raise _missing_media(absent, len(rows), media)
-    kept = [convert(row, where) for i, (row, where) in enumerate(rows) if not missing[i]]
+    kept = []
+    for i, (row, where) in enumerate(rows):
+        if not missing[i]:
+            kept.append(convert(row, where))
+            check_unicode(to_record(kept[-1], media), where)
     if not kept:
         raise InputError(f"No row of {file} has its media in {media}: nothing to write.")
     write_samples(out, _with_unique_ids(kept))
     return Converted(len(kept), len(absent))
+
+
+def _check_out(out: Path, file: Path) -> None:
+    if out.exists():
+        found = "is the file to convert" if file.exists() and out.samefile(file) else "already exists"
+        raise InputError(f"{out} {found}: give another --out, or remove it first.")
 
 
 def _missing_media(absent: list[list[str]], rows: int, media: Path) -> MissingFileError:
@@ -101,23 +113,27 @@ def _missing_media(absent: list[list[str]], rows: int, media: Path) -> MissingFi
 
 
 def _with_unique_ids(samples: list[Sample]) -> Iterator[Sample]:
-    """Annotation files repeat ids; from the second on, a repeated one gets its count."""
-    seen: Counter[str] = Counter()
+    """Annotation files repeat ids; from the second on, a repeated one gets its count, or the next that is free."""
+    taken, seen = {sample.id for sample in samples}, Counter[str]()
     for sample in samples:
         seen[sample.id] += 1
-        count = seen[sample.id]
-        yield Sample(**{**vars(sample), "id": sample.id if count == 1 else f"{sample.id}#{count}"})
+        if seen[sample.id] > 1:
+            names = (f"{sample.id}#{number}" for number in count(seen[sample.id]))
+            sample = replace(sample, id=next(name for name in names if name not in taken))
+            taken.add(sample.id)
+        yield sample
 
 
 def _read_rows(file: Path) -> list[dict[str, Any]]:
     if not file.is_file():
-        raise MissingFileError(f"{file} does not exist: expected a JSON annotation file.")
+        found = "is a folder" if file.is_dir() else "does not exist"
+        raise MissingFileError(f"{file} {found}: expected a JSON annotation file.")
     try:
         raw = file.read_bytes()
-        text = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode("utf-8")
+        text = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode("utf-8-sig")
         jsonl = ".jsonl" in file.suffixes
-        rows = [json.loads(line) for line in text.splitlines() if line.strip()] if jsonl else json.loads(text)
-    except (OSError, EOFError, ValueError) as error:
+        rows = [json.loads(line) for line in text.split("\n") if line.strip()] if jsonl else json.loads(text)
+    except (OSError, EOFError, ValueError, RecursionError) as error:
         raise InputError(f"{file} is not readable as JSON ({error}).") from None
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise InputError(f"{file} holds no list of annotations: expected a non-empty list of JSON objects.")
@@ -183,18 +199,32 @@ def _llava(row: dict[str, Any], media: Path, where: str) -> Sample:
     for tag, given in paths.items():
         turns = _with_tags(turns, tag, len(given), where)
     media_lists: dict[str, Any] = {MEDIA_KEYS[tag]: given for tag, given in paths.items()}
-    return Sample(str(row.get("id") or where.rsplit(" ", 1)[1]), tuple(turns), **media_lists)
+    return Sample(_llava_id(row, where), tuple(turns), **media_lists)
+
+
+def _llava_id(row: dict[str, Any], where: str) -> str:
+    """The row's own id, or its number where it has none."""
+    identity = row.get("id")
+    if identity is None or identity == "":
+        return where.rsplit(" ", 1)[1]
+    if not isinstance(identity, str | int):
+        raise InputError(f"{where} has the id {identity!r}: expected a text or a number.")
+    return str(identity)
 
 
 def _llava_turns(row: dict[str, Any], where: str) -> list[Message]:
     raw = _field(row, "conversations", where)
     try:
-        return [Message(LLAVA_ROLES[turn["from"]], turn["value"]) for turn in raw]
+        turns = [Message(LLAVA_ROLES[turn["from"]], turn["value"]) for turn in raw]
     except (KeyError, TypeError):
+        turns = []
+    if not turns or not all(isinstance(turn.content, str) for turn in turns):
         raise InputError(
             f"{where} has conversations that cannot be read: expected a list of "
             '{"from": "human" or "gpt", "value": text}.'
-        ) from None
+        )
+    check_turns(turns, where)
+    return turns
 
 
 def _count(turns: list[Message], tag: str) -> int:
@@ -207,8 +237,6 @@ def _with_tags(turns: list[Message], tag: str, given: int, where: str) -> list[M
         return turns
     if found:
         raise InputError(f"{where} has {found} {tag} in its conversation and {given} such files.")
-    first = next((i for i, turn in enumerate(turns) if turn.role == "user"), None)
-    if first is None:
-        raise InputError(f"{where} has no turn of the user: expected one from 'human'.")
+    first = next(i for i, turn in enumerate(turns) if turn.role == "user")
     opened = Message("user", tag * given + turns[first].content)
     return [*turns[:first], opened, *turns[first + 1 :]]

@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from imod_core.artifacts import MANIFEST, write_json
+from imod_core.artifacts import MANIFEST, read_json, ready_folder, write_json
 from imod_core.console import console
 from imod_core.errors import CheckFailed, InputError
 
@@ -76,6 +76,7 @@ class Road:
     def walk(self) -> None:
         """Take every step that is not done yet, then write the report and print its table."""
         out, scenes = self.out, self.out / "scenes"
+        ready_folder(out, "--out")
         self._check_size()
         self._step(
             "base", out / "base/config.json", "base", "build", "--preset", self.size.preset, "--out", out / "base"
@@ -90,7 +91,7 @@ class Road:
         )
         report = self._report()
         write_json(out / "report.json", report)
-        _print_report(report, _read_lines(out / "served/test.as_is.jsonl"))
+        print_report(report, _read_lines(out / "served/test.as_is.jsonl"))
 
     def _method(self, method: str) -> None:
         """Train, merge and score one method. `--resume` on a new folder starts it."""
@@ -149,9 +150,8 @@ class Road:
     def _check_size(self) -> None:
         """A folder belongs to one size; mixing them would report one's numbers as the other's."""
         marker = self.out / "size.json"
-        if marker.exists() and _read(marker)["preset"] != self.size.preset:
+        if marker.exists() and _read(marker).get("preset") != self.size.preset:
             raise InputError(f"{self.out} was started with another --size: give another --out, or remove it first.")
-        self.out.mkdir(parents=True, exist_ok=True)
         write_json(marker, {"preset": self.size.preset})
 
     def _report(self) -> dict[str, Any]:
@@ -221,14 +221,15 @@ def _wait_until_ready(server: subprocess.Popen) -> str:
     raise CheckFailed(f"the server ended with exit code {server.wait()} before it was ready, see above.")
 
 
-def _print_report(report: dict[str, Any], answers: list[dict[str, Any]]) -> None:
+def print_report(report: dict[str, Any], answers: list[dict[str, Any]]) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     output = Console()
     table = Table("question", "true answer", "served answer", title="Held-out questions, answered over HTTP")
     for answer in answers:
-        table.add_row(answer["question"], answer["gold"], answer["answer"])
+        table.add_row(*(escape(answer[column]) for column in ("question", "gold", "answer")))
     output.print(table)
     accuracies = {"imod": report["accuracy"], **({"lora": report["lora"]["accuracy"]} if "lora" in report else {})}
     table = Table("accuracy", *accuracies, title="Held-out questions")
@@ -240,8 +241,8 @@ def _print_report(report: dict[str, Any], answers: list[dict[str, Any]]) -> None
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.exists() else {}
+    return read_json(path) if path.exists() else {}
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]

@@ -13,7 +13,7 @@ file's folder. The sound track of a video is an `<audio>` directly after its `<v
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,21 @@ def _part(piece: str) -> dict[str, str]:
     return {"type": KINDS[piece]} if piece in KINDS else {"type": "text", "text": piece}
 
 
+def token_pattern(tokens: Iterable[str]) -> re.Pattern[str]:
+    """A pattern that finds any of a tokenizer's special tokens; longer ones first, none at all for no tokens."""
+    return re.compile("|".join(map(re.escape, sorted(filter(None, tokens), key=len, reverse=True))) or "(?!)")
+
+
+def check_text(content: str, special: re.Pattern[str], what: str) -> None:
+    """Refuse text that spells a special token: it would be read as a placeholder, a marker or the end of a turn.
+
+    Raises:
+        InputError: naming `what` and the token.
+    """
+    if found := special.search(TAG.sub("\n", content)):
+        raise InputError(f"{what} has {found.group()} in its text, which is a special token.")
+
+
 def strip_tags(content: str) -> str:
     """`content` without media tags."""
     for tag in MEDIA_KEYS:
@@ -88,7 +103,8 @@ def read_samples(path: Path | str) -> list[Sample]:
     """
     path = Path(path)
     if not path.is_file():
-        raise MissingFileError(f"{path} does not exist: expected a sample file, one JSON object a line.")
+        found = "is a folder" if path.is_dir() else "does not exist"
+        raise MissingFileError(f"{path} {found}: expected a sample file, one JSON object a line.")
     samples, seen = [], _Seen(path.resolve().parent)
     for number, record in _records(path):
         samples.append(_parse(record, f"{path}, line {number}", seen))
@@ -128,7 +144,7 @@ def _relative(path: Path, folder: Path) -> str:
 
 def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError:
         raise InputError(f"{path} is not UTF-8 text: expected one JSON object a line.") from None
     for number, line in enumerate(lines, start=1):
@@ -140,7 +156,18 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             raise InputError(f"{path}, line {number} is not JSON ({error.msg} at column {error.colno}).") from None
         if not isinstance(record, dict):
             raise InputError(f"{path}, line {number} is not a JSON object but {type(record).__name__}.")
+        if "\\ud" in line.lower():  # the only way that half a character gets into UTF-8
+            check_unicode(record, f"{path}, line {number}")
         yield number, record
+
+
+def check_unicode(record: Mapping[str, Any], where: str) -> None:
+    """Refuse half of a surrogate pair, which JSON can spell and neither a file nor a tokenizer can take."""
+    try:
+        json.dumps(record, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = ascii(error.object[error.start])
+        raise InputError(f"{where} has half a character in its text ({half}): remove it.") from None
 
 
 class _Seen:
@@ -175,12 +202,17 @@ def _messages(record: dict[str, Any], where: str) -> tuple[Message, ...]:
     if not isinstance(raw, list) or not raw:
         raise InputError(f"{where} has no 'messages': expected a list of role and content.")
     messages = tuple(_message(entry, where) for entry in raw)
+    check_turns(messages, where)
+    return messages
+
+
+def check_turns(messages: Sequence[Message], where: str) -> None:
+    """Refuse a conversation that is not user and assistant in turn, after a system message or none."""
     turns = messages[1:] if messages[0].role == "system" else messages
     expected = ("user", "assistant")
     if not turns or any(turn.role != expected[i % 2] for i, turn in enumerate(turns)):
         found = ", ".join(m.role for m in messages)
         raise InputError(f"{where} has the roles {found}: expected user and assistant in turn, system only first.")
-    return messages
 
 
 def _message(entry: Any, where: str) -> Message:

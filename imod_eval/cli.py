@@ -1,5 +1,6 @@
 """`imod eval`: answers of a model folder or a server on a sample file, and their accuracy by question type."""
 
+import sys
 from pathlib import Path
 
 import click
@@ -17,10 +18,10 @@ FILE = click.Path(path_type=Path)
 @click.option(
     "--media", "conditions", type=click.Choice(CONDITIONS), multiple=True, help="Repeatable; as_is if not given."
 )
-@click.option("--out", type=FILE, help="Folder for predictions and scores.json.")
+@click.option("--out", type=FILE, help="Folder for predictions and scores.json; repeated, the command goes on there.")
 @click.option("--train", "training", type=FILE, help="Training samples, for the accuracy of guessing the majority.")
 @click.option("--limit", type=click.IntRange(min=1), help="Ask only this many, spread evenly over the file.")
-@click.option("--states", type=FILE, help="Folder of cached tower states; beside SAMPLES if not given.")
+@click.option("--states", type=FILE, help="Folder of AVT's cached tower states; beside SAMPLES if not given.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="bfloat16", show_default=True)
 def evaluate(
     samples: Path,
@@ -33,8 +34,14 @@ def evaluate(
     states: Path | None,
     dtype: str,
 ) -> None:
-    """Answer the questions of SAMPLES and score the answers, with the media as they are or taken away."""
+    """Answer the questions of SAMPLES and score the answers, with the media as they are or taken away.
+
+    AVT answers in batches from cached tower states, other models one question after the other. An answer is right if it
+    is the same words as the true one, case and a closing full stop aside.
+    """
+    from imod_core.artifacts import ready_folder
     from imod_core.samples import read_samples
+    from imod_serve.artifact import read_artifact
 
     conditions = conditions or ("as_is",)
     if (model is None) == (url is None):
@@ -51,14 +58,25 @@ def evaluate(
         )
     if model and not (model / "config.json").is_file():
         raise MissingFileError(f"{model} is no model folder (no config.json): give the folder that imod export wrote.")
+    towers = model is not None and read_artifact(model).model_type == "avt"
+    states = (states or samples.parent / "states") if towers else None
+    if states and not states.is_dir():
+        ready_folder(states, "--states")
+    if out:
+        ready_folder(out, "--out")
     from imod_eval.evaluation import Evaluation
 
-    evaluation = Evaluation(questions, read_samples(training) if training else [])
-    if url:
-        evaluation.ask_server(url)
-    else:
-        assert model
-        evaluation.ask_folder(model, states or samples.parent / "states", dtype, conditions)
-    if out:
-        evaluation.write(out, samples.stem)
+    evaluation = Evaluation(questions, read_samples(training) if training else [], out, samples.stem)
+    try:
+        if url:
+            evaluation.ask_server(url)
+        else:
+            assert model
+            evaluation.ask_folder(model, states, dtype, conditions)
+    except KeyboardInterrupt:
+        if out:
+            raise
+        print("Interrupted; without --out no answer is kept.", file=sys.stderr)
+        sys.exit(130)
+    evaluation.write()
     evaluation.print(samples.name)

@@ -1,5 +1,7 @@
 """Conditions of evaluation: media as they are, blanked or swapped, to see what an answer rests on."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -18,8 +20,8 @@ BLANKED_KINDS = {
 States = dict[str, list[torch.Tensor]]
 
 
-def states_under(condition: str, samples: list[Sample], states: TowerStates, seed: int = 0) -> list[States]:
-    """The tower states that each sample is asked with.
+def shown(condition: str, samples: list[Sample], seed: int = 0) -> list[Sample]:
+    """The samples with the media that each is asked with.
 
     Swapped, a sample gets the media of another one of another scene that has as many of each kind; the exchange is
     drawn from `seed`.
@@ -27,14 +29,25 @@ def states_under(condition: str, samples: list[Sample], states: TowerStates, see
     Raises:
         InputError: no sample to swap with.
     """
-    if condition == "swapped":
-        samples = swap(samples, seed)
+    if condition != "swapped":
+        return samples
+    pairs = zip(samples, swap(samples, seed), strict=True)
+    return [replace(s, images=other.images, audios=other.audios, videos=other.videos) for s, other in pairs]
+
+
+def states_under(condition: str, samples: list[Sample], states: TowerStates) -> list[States]:
+    """The tower states that each sample of `shown` is asked with; blanked, there are as many as of the medium."""
     found = [states.of(sample) for sample in samples]
     kinds = BLANKED_KINDS[condition]
     if not kinds:
         return found
     blank = states.blank()
-    return [{k: [blank[k]] * len(v) if k in kinds else v for k, v in media.items()} for media in found]
+    return [{k: [_as_long(blank[k], s) if k in kinds else s for s in v] for k, v in media.items()} for media in found]
+
+
+def _as_long(blank: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+    """A blank `(tokens, C)` as often as a long sound has windows."""
+    return blank.repeat(len(state) // len(blank), 1)
 
 
 def swap(samples: list[Sample], seed: int) -> list[Sample]:

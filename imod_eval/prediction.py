@@ -4,9 +4,13 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from imod_core.artifacts import write_text
 from imod_core.samples import Sample
+
+if TYPE_CHECKING:
+    from imod_serve.client import Client
 
 MAX_NEW_TOKENS = 12
 CONDITIONS = ("as_is", "blanked", "picture_only", "sound_only", "swapped")
@@ -37,21 +41,17 @@ class Prediction:
         return cls(sample.id, kind, sample.question, sample.answer or "", answer.strip())
 
 
-def predict_over_http(url: str, samples: Iterable[Sample]) -> Iterator[Prediction]:
+def predict_over_http(client: "Client", samples: Iterable[Sample]) -> Iterator[Prediction]:
     """Greedy answers of a server."""
-    from imod_serve.client import Client
-
-    client = Client(url)
     for sample in samples:
         yield Prediction.of(sample, client.ask_sample(sample, max_tokens=MAX_NEW_TOKENS).text)
 
 
 def write_predictions(path: Path, predictions: list[Prediction]) -> None:
     """One JSON object a line, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, "".join(json.dumps(asdict(p), ensure_ascii=False) + "\n" for p in predictions))
 
 
 def read_predictions(path: Path) -> list[Prediction]:
     """What `write_predictions` wrote."""
-    return [Prediction(**json.loads(line)) for line in path.read_text().splitlines()]
+    return [Prediction(**json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n") if line]

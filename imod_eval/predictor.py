@@ -1,6 +1,6 @@
 """Greedy answers of a model folder on samples, in batches, from cached tower states."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +9,11 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import imod_core.avt  # noqa: F401  (registers AVT with the Auto classes)
 from imod_core.avt.processing_avt import AvtProcessor
-from imod_core.avt.prompts import encode
+from imod_core.avt.prompts import check_texts, encode
 from imod_core.avt.states import KINDS, TowerStates
 from imod_core.console import track
 from imod_core.samples import Sample
-from imod_eval.conditions import States, states_under
+from imod_eval.conditions import States, shown, states_under
 from imod_eval.prediction import MAX_NEW_TOKENS, Prediction
 
 BATCH = 32
@@ -23,7 +23,7 @@ class Predictor:
     """A model folder ready to answer.
 
     Args:
-        folder: a merged AVT folder.
+        folder: a merged AVT folder; `NativePredictor` takes others.
         cache: folder of tower states.
         dtype: precision of the weights and products.
     """
@@ -34,12 +34,23 @@ class Predictor:
         model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=getattr(torch, dtype))
         self.model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
-    def predict(self, samples: list[Sample], condition: str = "as_is") -> list[Prediction]:
-        """The greedy answer to the last question of every sample, in the samples' order."""
+    def predict(
+        self, samples: list[Sample], condition: str = "as_is", done: Collection[str] = ()
+    ) -> Iterator[Prediction]:
+        """The greedy answer to the last question of every sample that is not `done`, in the samples' order.
+
+        A batch with one such sample is answered whole, so that answers never depend on where an earlier run stopped.
+
+        Raises:
+            InputError: a sample that cannot be read, before any is answered.
+        """
+        check_texts(self.processor, samples)
         self.states.prepare(samples)
-        pairs = list(zip(samples, states_under(condition, samples, self.states), strict=True))
+        pairs = list(zip(samples, states_under(condition, shown(condition, samples), self.states), strict=True))
         batches = [pairs[i : i + BATCH] for i in range(0, len(pairs), BATCH)]
-        return [p for batch in track(batches, f"Answers, media {condition}, in batches") for p in self._answer(batch)]
+        left = [batch for batch in batches if any(sample.id not in done for sample, _ in batch)]
+        for batch in track(left, f"Answers, media {condition}, in batches"):
+            yield from self._answer(batch)
 
     @torch.inference_mode()
     def _answer(self, batch: list[tuple[Sample, States]]) -> Iterator[Prediction]:

@@ -11,6 +11,7 @@ from helpers import imod, read_json
 
 from imod_core.cli import COMMANDS
 from imod_core.cli import imod as group
+from imod_core.quickstart import print_report
 from imod_core.samples import read_samples
 from imod_eval.prediction import MAX_NEW_TOKENS
 from imod_serve.local import LocalModel
@@ -81,6 +82,14 @@ def test_a_quickstart_of_another_size_is_refused(walked: Path) -> None:
     done = imod("quickstart", "--size", "smol", cwd=walked.parent)
     assert done.returncode == 2
     assert "another --size" in done.stderr
+
+
+def test_answers_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    report = {"accuracy": {"test": 1.0}, "parity": {"passed": True}, "seconds": {"total": 1}}
+    print_report(report, [{"question": "[bold]What?", "gold": "x", "answer": "[/b]"}])
+    printed = capsys.readouterr().out
+    assert "[bold]What?" in printed
+    assert "[/b]" in printed
 
 
 def readme_commands() -> list[list[str]]:

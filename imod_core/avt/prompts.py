@@ -7,12 +7,12 @@ ids equal those of `AvtProcessor` on the media themselves.
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from imod_core.avt.processing_avt import AvtProcessor
-from imod_core.errors import InputError
-from imod_core.samples import Message, Sample, conversation
+from imod_core.samples import Message, Sample, check_text, conversation, token_pattern
 
 IGNORED_LABEL = -100
 
@@ -52,17 +52,19 @@ def encode(processor: AvtProcessor, sample: Sample, audio_tokens: list[int], wit
     return Encoded(ids, ids.where(learned, IGNORED_LABEL))
 
 
-def check_texts(processor: AvtProcessor, samples: Iterable[Sample]) -> None:
-    """Refuse text that spells a special token: it would be read as a placeholder, a marker or the end of a turn.
-
-    Raises:
-        InputError: naming sample and token.
-    """
-    spelled = re.compile("|".join(re.escape(token) for token in processor.tokenizer.all_special_tokens))
+def check_texts(processor: Any, samples: Iterable[Sample]) -> None:
+    """Refuse samples whose text spells a special token; raises as `check_text`."""
+    special = special_tokens(processor)
     for sample in samples:
         for message in sample.messages:
-            if found := spelled.search(message.content):
-                raise InputError(f"The sample '{sample.id}' has {found.group()} in its text, which is a special token.")
+            check_text(message.content, special, f"The sample '{sample.id}'")
+
+
+def special_tokens(processor: Any) -> re.Pattern[str]:
+    """What finds the special tokens that matter to a processor: its tokenizer's, and those that its template writes."""
+    tokenizer, template = processor.tokenizer, str(processor.chat_template)
+    added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    return token_pattern({*tokenizer.all_special_tokens, *(token for token in added if token in template)})
 
 
 def _pieces(processor: AvtProcessor, messages: tuple[Message, ...], with_answers: bool) -> list[tuple[str, bool]]:

@@ -7,11 +7,11 @@
     OUT/media/<clip>.png .wav .mp4           every clip in all three forms
     OUT/NOTICE.txt, manifest.json            licences of the parts; settings and hashes, written last
 
-Everything is made in a temporary folder beside OUT and renamed when complete.
+Everything is made in a temporary folder beside OUT and renamed when complete; nothing of one that was interrupted is
+used again.
 """
 
 import json
-import shutil
 import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, fields
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from imod_core import __version__
-from imod_core.artifacts import sha256
+from imod_core.artifacts import new_folder, read_json, sha256, write_json, write_text
 from imod_core.console import console
 from imod_core.errors import InputError
 from imod_core.parts import PARTS
@@ -35,6 +35,8 @@ from imod_core.scenes.pictures import TRAINING_STYLES, UNSEEN_STYLE
 from imod_core.scenes.plan import SPLITS, Clip, ScenesSettings, plan
 from imod_core.scenes.render import render_all, take_stock
 
+MEDIA_SUFFIXES = (".png", ".wav", ".mp4")
+"""Of every clip."""
 VIDEO_ONE_IN = 4
 """One clip in so many is given as a video with its sound track, the others as a picture and a sound."""
 
@@ -42,25 +44,26 @@ VIDEO_ONE_IN = 4
 def build_scenes(out: Path, settings: ScenesSettings, workers: int = 2) -> Path:
     """Make the set at `out` with `workers` processes; return `out`.
 
-    A finished set of the same settings is left as it is. Raises InputError when `out` holds anything else.
+    A finished set of the same settings is left as it is, also one that somebody else finished meanwhile.
+
+    Raises:
+        InputError: `out` holds anything else, or cannot be written.
     """
     out = Path(out).resolve()
     if _is_finished(out, settings):
         console.print(f"{out} already holds this set; nothing to do.")
         return out
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    (partial / "media").mkdir(parents=True)
     try:
-        clips = plan(settings)
-        stock = take_stock(settings.parts)
-        render_all([clip.scene for clip in clips], stock, settings.seed, partial / "media", workers)
-        _write_files(partial, clips, settings)
-        if out.exists():
-            out.rmdir()
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        with new_folder(out) as folder:
+            (folder / "media").mkdir()
+            clips = plan(settings)
+            stock = take_stock(settings.parts)
+            render_all([clip.scene for clip in clips], stock, settings.seed, folder / "media", workers)
+            _write_files(folder, clips, settings)
+    except (InputError, OSError):
+        if not _is_finished(out, settings):
+            raise
+        console.print(f"{out} holds this set by now, made by another command.")
     return out
 
 
@@ -73,9 +76,9 @@ def _write_files(folder: Path, clips: list[Clip], settings: ScenesSettings) -> N
     captions = [sample for clip in training for sample in _caption_samples(clip, folder)]
     write_samples(folder / "captions.jsonl", captions)
     facts = [{"id": c.scene.id, "split": c.split, "style": c.scene.style, **c.scene.facts()} for c in clips]
-    (folder / "scenes.jsonl").write_text("".join(json.dumps(fact) + "\n" for fact in facts))
-    (folder / "NOTICE.txt").write_text(notice(settings.parts))
-    (folder / "manifest.json").write_text(json.dumps(_manifest(folder, clips, settings), indent=2) + "\n")
+    write_text(folder / "scenes.jsonl", "".join(json.dumps(fact) + "\n" for fact in facts))
+    write_text(folder / "NOTICE.txt", notice(settings.parts))
+    write_json(folder / "manifest.json", _manifest(folder, clips, settings))
 
 
 def _question_samples(clip: Clip, folder: Path) -> Iterator[Sample]:
@@ -141,13 +144,25 @@ def _is_finished(out: Path, settings: ScenesSettings) -> bool:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     manifest = out / "manifest.json"
-    found = json.loads(manifest.read_text()) if manifest.is_file() else {}
+    found = read_json(manifest) if manifest.is_file() else {}
     if found.get("kind") != "scenes":
         raise InputError(f"{out} exists and is no scenes set: choose another --out, or empty it.")
-    different = [f.name for f in fields(settings) if found["settings"].get(f.name) != getattr(settings, f.name)]
-    if different or found["imod"] != __version__:
+    made = found.get("settings", {})
+    different = [f.name for f in fields(settings) if made.get(f.name) != getattr(settings, f.name)]
+    if different or found.get("imod") != __version__:
         raise InputError(
             f"{out} holds a scenes set made with other settings ({', '.join(different) or 'imod version'}): "
             "choose another --out, or remove it."
         )
+    _check_whole(out, found)
     return True
+
+
+def _check_whole(out: Path, manifest: dict[str, Any]) -> None:
+    """Refuse a set that lost files since it was made, by their number alone: reading all media would take minutes."""
+    lost = [name for name in manifest["files"] if not (out / name).is_file()]
+    wanted = len(MEDIA_SUFFIXES) * sum(manifest["clips"].values())
+    there = sum(path.suffix in MEDIA_SUFFIXES for path in (out / "media").glob("*"))
+    if lost or there < wanted:
+        fault = f"lacks {', '.join(lost)}" if lost else f"has {there} of its {wanted} media"
+        raise InputError(f"{out} holds a scenes set that {fault}: remove it, and the command makes it anew.")

@@ -1,12 +1,13 @@
 """Conversations to text by a Jinja template in a sandbox, and text to token ids, both as transformers does."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from imod_core.artifacts import read_json
 from imod_core.errors import InputError, MissingExtraError, MissingFileError
-from imod_core.samples import Message, conversation
+from imod_core.samples import Message, conversation, token_pattern
 
 SPECIALS = ("bos_token", "eos_token", "pad_token", "unk_token")
 
@@ -33,7 +34,8 @@ class Chat:
         self._specials = {name: _content(settings[name]) for name in SPECIALS if settings.get(name)}
         sandbox = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
         sandbox.globals["raise_exception"] = _refuse
-        self._template = sandbox.from_string(_template(folder, settings))
+        self._source = _template(folder, settings)
+        self._template = sandbox.from_string(self._source)
 
     def render(self, messages: Sequence[Message]) -> str:
         """The prompt that waits for the assistant's next turn, media as single placeholders."""
@@ -47,6 +49,11 @@ class Chat:
     def decode(self, ids: Sequence[int]) -> str:
         """Text without special tokens."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    def special_tokens(self) -> re.Pattern[str]:
+        """What finds the special tokens that matter in a text: those with a role, and those the template writes."""
+        added = [token.content for token in self.tokenizer.get_added_tokens_decoder().values() if token.special]
+        return token_pattern({*self._specials.values(), *(token for token in added if token in self._source)})
 
     def token_id(self, token: str) -> int:
         """The id of a token that must exist.

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from imod_core.media import load_audio, load_image, read_video
-from imod_core.samples import Message
+from imod_core.samples import Message, check_text
 from imod_export.onnx.layout import FOLDER, is_onnx_folder
 from imod_serve.client import MAX_TOKENS, Answer
 from imod_serve.messages import Media, tagged
@@ -24,6 +24,7 @@ class OnnxLocal:
         from imod_export.onnx.runtime import OnnxModel
 
         self.model = OnnxModel(folder, variant)
+        self._special = self.model.chat.special_tokens()
 
     def ask(
         self,
@@ -35,8 +36,13 @@ class OnnxLocal:
         mute: bool = False,
         max_tokens: int = MAX_TOKENS,
     ) -> Answer:
-        """One greedy answer."""
+        """One greedy answer.
+
+        Raises:
+            InputError: tags and media do not match, or a special token is spelled.
+        """
         content, media = tagged(question, images, audios, videos, mute=mute)
+        check_text(content, self._special, "The question")
         prompt = self.model.prompt([Message("user", content)], self._decoded(media))
         answer = self.model.greedy(prompt, max_tokens)
         return Answer(self.model.text(answer), len(prompt.ids), len(answer))

@@ -13,7 +13,7 @@ from typing import Any
 
 from imod_core.errors import InputError
 from imod_core.media import SAMPLE_RATE, has_sound, load_audio, load_image, load_video
-from imod_core.samples import MEDIA_KEYS, TAG, Sample
+from imod_core.samples import MEDIA_KEYS, TAG, Message, Sample
 
 Media = Path | str | bytes
 Part = dict[str, Any]
@@ -72,9 +72,14 @@ def tagged(
 
     Pictures come first, then videos, each followed by its sound track if it has one and is not to be mute,
     then sounds. A question that has tags already keeps them.
+
+    Raises:
+        InputError: a question's own tags and the media do not match in number.
     """
     tags, media = "", {"<image>": list(images), "<audio>": list(audios), "<video>": list(videos)}
     if TAG.search(question):
+        for tag, given in media.items():
+            _check_count(tag, question.count(tag), len(given))
         return question, media
     tracks: list[Media] = []
     for source in videos:
@@ -90,36 +95,41 @@ def content_parts(content: str, media: dict[str, list[Media]]) -> str | list[Par
     pieces = [piece for piece in TAG.split(content) if piece]
     if not any(piece in PARTS for piece in pieces):
         return content
-    return [PARTS[piece](_next(piece, media)) if piece in PARTS else _text(piece) for piece in pieces]
+    return [PARTS[piece](media[piece].pop(0)) if piece in PARTS else _text(piece) for piece in pieces]
 
 
 def turn_messages(turns: Sequence[Turn]) -> list[Part]:
-    """A conversation. Raises InputError if a turn's tags and media do not match in number."""
+    """A conversation. Raises as `tagged`."""
     messages = []
     for turn in turns:
         content, media = tagged(turn.text, turn.images, turn.audios, turn.videos, mute=turn.mute)
         messages.append({"role": turn.role, "content": content_parts(content, media)})
-        _check_none_left(media)
     return messages
 
 
 def sample_messages(sample: Sample) -> list[Part]:
     """A sample's turns up to the answer it asks for."""
-    turns = sample.messages[:-1] if sample.messages[-1].role == "assistant" else sample.messages
-    media: dict[str, list[Media]] = {tag: list(getattr(sample, key)) for tag, key in MEDIA_KEYS.items()}
+    turns, media = asked(sample)
     return [{"role": turn.role, "content": content_parts(turn.content, media)} for turn in turns]
 
 
-def _next(tag: str, media: dict[str, list[Media]]) -> Media:
-    if not media[tag]:
-        raise InputError(f"The question has more {tag} tags than {MEDIA_KEYS[tag]} were given.")
-    return media[tag].pop(0)
+def asked(sample: Sample) -> tuple[list[Message], dict[str, list[Media]]]:
+    """A sample's turns up to the answer it asks for, and their media by tag."""
+    turns = sample.messages[:-1] if sample.answer is not None else sample.messages
+    media: dict[str, list[Media]] = {}
+    for tag, key in MEDIA_KEYS.items():
+        given, wanted = getattr(sample, key), sum(turn.content.count(tag) for turn in turns)
+        _check_count(tag, wanted, min(wanted, len(given)))
+        media[tag] = list(given[:wanted])
+    return list(turns), media
 
 
-def _check_none_left(media: dict[str, list[Media]]) -> None:
-    for tag, left in media.items():
-        if left:
-            raise InputError(f"{len(left)} of the {MEDIA_KEYS[tag]} have no {tag} tag in the question: add it.")
+def _check_count(tag: str, wanted: int, given: int) -> None:
+    key = MEDIA_KEYS[tag]
+    if wanted > given:
+        raise InputError(f"The question has more {tag} tags than {key} were given: {wanted} and {given}.")
+    if wanted < given:
+        raise InputError(f"{given - wanted} of the {key} have no {tag} tag in the question: add it.")
 
 
 def _text(text: str) -> Part:

@@ -1,10 +1,21 @@
 """Artifact folders are there whole or not at all, and say what is in them."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from imod_core.artifacts import MANIFEST, model_identity, new_folder, read_manifest, sha256, write_manifest
+from imod_core.artifacts import (
+    MANIFEST,
+    model_identity,
+    new_folder,
+    read_manifest,
+    ready_folder,
+    sha256,
+    write_manifest,
+)
 from imod_core.errors import InputError, MissingFileError
 
 
@@ -40,6 +51,22 @@ def test_a_folder_with_content_is_never_replaced(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="already exists"), new_folder(tmp_path / "out"):
         pass
     assert (tmp_path / "out/mine.txt").read_text() == "mine"
+
+
+def test_a_folder_to_write_into_keeps_what_it_holds(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    assert ready_folder(tmp_path, "--out") == tmp_path
+    assert ready_folder(tmp_path / "a/b", "--out").is_dir()
+    assert {path.name for path in tmp_path.iterdir()} == {"mine.txt", "a"}
+    with pytest.raises(InputError, match=r"mine\.txt cannot be written \(File exists\): give another --out"):
+        ready_folder(tmp_path / "mine.txt", "--out")
+
+
+def test_text_is_utf_8_wherever_it_is_written(tmp_path: Path) -> None:
+    code = "from pathlib import Path; from imod_core.artifacts import write_text; write_text(Path('a'), chr(252))"
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment, cwd=tmp_path)
+    assert (tmp_path / "a").read_text(encoding="utf-8") == "ü"
 
 
 def test_the_manifest_names_every_file_with_its_digest(tmp_path: Path) -> None:

@@ -1,10 +1,13 @@
 """The command: cheap to ask for help, one sentence for a user's mistake."""
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from helpers import imod as run
 
 from imod_core.cli import COMMANDS, imod
 
@@ -50,3 +53,27 @@ def test_a_users_mistake_is_one_sentence_without_a_traceback() -> None:
     )
     assert done.returncode == 2
     assert done.stderr.strip() == "imod: nowhere.yaml does not exist: expected a recipe in YAML."
+
+
+@pytest.mark.parametrize(
+    ("words", "fault"),
+    [
+        ("data convert llava a.json --media . --out folder", "folder already exists"),
+        ("data convert llava a.json --media . --out a.json/x.jsonl", "a.json cannot be used (File exists)"),
+        ("data scenes --parts drawn --out /proc/sc", "/proc/sc cannot be written"),
+        ("quickstart --out a.json", "a.json cannot be written (File exists)"),
+        ("quickstart --out broken", "broken/size.json is not JSON"),
+        ("eval folder --url http://127.0.0.1:1", "folder is a folder: expected a sample file"),
+    ],
+)
+def test_a_place_that_cannot_be_used_is_one_sentence(words: str, fault: str, tmp_path: Path) -> None:
+    turns = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "That."}]
+    (tmp_path / "a.json").write_text(json.dumps([{"id": "a", "conversations": turns}]))
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken/size.json").write_text('{"preset": ')
+    done = run(*words.split(), cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert fault in done.stderr
+    assert done.stderr.startswith("imod: ")
+    assert done.stderr.count("\n") == 1

@@ -73,6 +73,17 @@ def test_missing_videos_are_counted_and_named(media: Path, tmp_path: Path) -> No
     assert len(read_samples(tmp_path / "out.jsonl")) == 1
 
 
+@pytest.mark.parametrize("name", ["a.json", "b.jsonl"])
+def test_nothing_that_is_there_is_written_over(name: str, media: Path, tmp_path: Path) -> None:
+    file, out = write(tmp_path / "a.json", [ROW]), tmp_path / name
+    (tmp_path / "b.jsonl").write_text("mine")
+    before = out.read_text()
+    fault = "is the file to convert" if out == file else "already exists"
+    with pytest.raises(InputError, match=rf"{fault}: give another --out, or remove it first"):
+        convert_music_avqa(file, media, out)
+    assert out.read_text() == before
+
+
 def test_repeated_ids_stay_apart(media: Path, tmp_path: Path) -> None:
     convert_music_avqa(write(tmp_path / "a.json", [ROW, ROW]), media, tmp_path / "out.jsonl")
     assert [sample.id for sample in read_samples(tmp_path / "out.jsonl")] == ["7", "7#2"]
@@ -172,6 +183,50 @@ def test_text_alone_is_a_sample_too(media: Path, tmp_path: Path) -> None:
     assert sample.images == sample.audios == sample.videos == ()
 
 
+def test_the_number_zero_is_an_id_and_an_absent_one_is_the_rows_number(media: Path, tmp_path: Path) -> None:
+    rows = [{**entry("What?"), "id": 0}, {**entry("What?"), "id": None}]
+    assert [sample.id for sample in llava(tmp_path, media, *rows)] == ["0", "2"]
+
+
+def test_a_repeated_id_does_not_take_anothers_name(media: Path, tmp_path: Path) -> None:
+    rows = [{**entry("What?"), "id": name} for name in ("a", "a", "a#2", "a")]
+    assert [sample.id for sample in llava(tmp_path, media, *rows)] == ["a", "a#3", "a#2", "a#4"]
+
+
+def test_lines_end_at_line_feeds_alone_and_may_begin_with_a_mark(media: Path, tmp_path: Path) -> None:
+    text = "What\u2028is\x85it?"
+    file = tmp_path / "a.jsonl"
+    lines = "".join(json.dumps({**entry(text), "id": n}, ensure_ascii=False) + "\r\n" for n in (1, 2))
+    file.write_bytes(b"\xef\xbb\xbf" + lines.encode())
+    assert convert_llava(file, media, tmp_path / "out.jsonl") == Converted(2, 0)
+    assert [sample.question for sample in read_samples(tmp_path / "out.jsonl")] == [text, text]
+
+
+def turns(*pairs: tuple[str, object]) -> dict:
+    return {"id": "x", "conversations": [{"from": role, "value": value} for role, value in pairs]}
+
+
+@pytest.mark.parametrize(
+    ("row", "fault"),
+    [
+        (turns(("gpt", "Hello."), ("human", "What?")), "has the roles assistant, user"),
+        (turns(("human", "What?"), ("human", "What?")), "has the roles user, user"),
+        (turns(), "conversations that cannot be read"),
+        (turns(("human", None)), "conversations that cannot be read"),
+        (turns(("human", 3)), "conversations that cannot be read"),
+        (turns(("human", "What\ud83d?")), "has half a character in its text"),
+        ({**entry("What?"), "id": ["x"]}, "expected a text or a number"),
+    ],
+)
+def test_what_could_not_be_read_again_is_refused_with_its_row(
+    row: dict, fault: str, media: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=fault) as caught:
+        llava(tmp_path, media, entry("What?"), row)
+    assert "a.json, row 2 " in str(caught.value)
+    assert not (tmp_path / "out.jsonl").exists()
+
+
 @pytest.mark.parametrize(
     ("row", "fault"),
     [
@@ -194,6 +249,7 @@ def test_the_command_says_what_it_wrote_and_skipped(media: Path, tmp_path: Path)
     result = CliRunner().invoke(data, [*arguments, "--skip-missing"])
     assert result.exit_code == 0
     assert f"1 samples in {tmp_path / 'out.jsonl'}" in result.output
+    (tmp_path / "out.jsonl").unlink()
     assert isinstance(CliRunner().invoke(data, arguments).exception, MissingFileError)
 
 

@@ -130,6 +130,25 @@ def test_a_missing_file_is_named(folder: Path) -> None:
         read_samples(folder / "none.jsonl")
 
 
+def test_a_folder_is_called_a_folder(folder: Path) -> None:
+    with pytest.raises(MissingFileError, match="media is a folder: expected a sample file"):
+        read_samples(folder / "media")
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_line(folder: Path) -> None:
+    path = folder / "samples.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(record()).encode())
+    assert [sample.id for sample in read_samples(path)] == ["one"]
+
+
+def test_half_a_character_is_refused_and_a_whole_one_is_not(folder: Path) -> None:
+    whole = json.dumps(record(id="\U0001f3bb"))
+    assert "line 2 has half a character in its text ('\\ud83c')" in refusal(
+        folder, whole, json.dumps(record(id="\ud83c"))
+    )
+    assert [sample.id for sample in read_samples(write_lines(folder, whole))] == ["\U0001f3bb"]
+
+
 def test_a_binary_file_is_refused(folder: Path) -> None:
     path = folder / "samples.jsonl"
     path.write_bytes(b"\xff\xfe\x00")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from imod_core.data_cli import data
 from imod_core.errors import InputError
 from imod_core.media import has_sound, load_image, load_video
 from imod_core.samples import Sample, read_samples
+from imod_core.scenes import dataset
 from imod_core.scenes.dataset import build_scenes
 from imod_core.scenes.instruments import NAMES
 from imod_core.scenes.pictures import styles
@@ -139,13 +141,46 @@ def test_an_interrupt_leaves_nothing_behind(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "imod_core.cli", *arguments]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True, preexec_fn=listen_to_interrupts)
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob(".set.partial/media/*.mp4")) and time.monotonic() < deadline:
+    while not list(tmp_path.glob(".set.*/media/*.mp4")) and time.monotonic() < deadline:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)  # a terminal's Ctrl-C reaches the workers too
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert b"Traceback" not in errors
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_set_that_another_command_finished_meanwhile_is_whole_and_used(
+    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same: bool
+) -> None:
+    settings = ScenesSettings(3, 1, 1, 1, parts="drawn")
+    render_all = dataset.render_all
+
+    def overtaken(*arguments) -> None:
+        monkeypatch.setattr(dataset, "render_all", render_all)
+        build_scenes(tmp_path / "set", settings if same else replace(settings, seed=1), workers=1)
+        render_all(*arguments)
+
+    monkeypatch.setattr(dataset, "render_all", overtaken)
+    if same:
+        assert build_scenes(tmp_path / "set", settings, workers=1) == tmp_path / "set"
+    else:
+        with pytest.raises(InputError, match=r"other settings \(seed\)"):
+            build_scenes(tmp_path / "set", settings, workers=1)
+    assert len(list((tmp_path / "set/media").iterdir())) == 3 * 6
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"), [("media/train-00000.wav", "has 134 of its 135 media"), ("val.jsonl", r"lacks val\.jsonl")]
+)
+def test_a_set_that_lost_a_file_does_not_count_as_finished(built: Path, tmp_path: Path, name: str, fault: str) -> None:
+    damaged = shutil.copytree(built, tmp_path / "set")
+    assert build_scenes(damaged, SMALL) == damaged
+    (damaged / name).unlink()
+    with pytest.raises(InputError, match=rf"{fault}: remove it, and the command makes it anew"):
+        build_scenes(damaged, SMALL)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 from helpers import call, imod, read_json
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -12,7 +14,7 @@ from imod_core.avt.states import TowerStates
 from imod_core.errors import InputError
 from imod_core.media import load_audio, load_image
 from imod_core.samples import Message, Sample, read_samples
-from imod_eval.conditions import states_under, swap
+from imod_eval.conditions import shown, states_under, swap
 from imod_eval.prediction import CONDITIONS, Prediction, read_predictions, write_predictions
 from imod_eval.predictor import Predictor
 from imod_eval.score import accuracy, accuracy_by, is_right, majority
@@ -32,21 +34,35 @@ def states(tiny_base: Path, samples: list[Sample], tmp_path_factory: pytest.Temp
 
 
 def test_each_condition_takes_away_what_it_names(samples, states) -> None:
-    asked = {c: states_under(c, samples, states) for c in CONDITIONS}
+    asked = {c: states_under(c, shown(c, samples), states) for c in CONDITIONS}
     blank = states.blank()
 
     def same(one, two) -> bool:
         return len(one) == len(two) and all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
 
-    for i, sample in enumerate(samples):
+    def repeated(kind, own) -> list[torch.Tensor]:
+        return [blank[kind].repeat(len(state) // len(blank[kind]), 1) for state in own]
+
+    for i in range(len(samples)):
         own = asked["as_is"][i]
         for kind in ("image", "video"):
             assert same(asked["picture_only"][i][kind], own[kind])
-            assert same(asked["sound_only"][i][kind], [blank[kind]] * len(own[kind]))
+            assert same(asked["sound_only"][i][kind], repeated(kind, own[kind]))
         assert same(asked["sound_only"][i]["audio"], own["audio"])
-        assert same(asked["picture_only"][i]["audio"], [blank["audio"]] * len(sample.audios))
+        assert same(asked["picture_only"][i]["audio"], repeated("audio", own["audio"]))
         assert not same(asked["blanked"][i]["audio"], own["audio"])
         assert {k: len(v) for k, v in asked["swapped"][i].items()} == {k: len(v) for k, v in own.items()}
+
+
+def test_a_blanked_sound_is_as_long_as_it_was(states, tmp_path) -> None:
+    rate, seconds = states.processor.feature_extractor.sampling_rate, states.processor.audio_window_seconds
+    soundfile.write(tmp_path / "long.wav", np.random.default_rng(0).normal(0, 0.1, int(2.5 * seconds * rate)), rate)
+    sample = Sample("long", (Message("user", "<audio>?"),), audios=(tmp_path / "long.wav",))
+    states.prepare([sample])
+    (own,), (blanked,) = (states_under(c, [sample], states)[0]["audio"] for c in ("as_is", "blanked"))
+    window = states.processor.audio_window_tokens
+    assert len(own) == len(blanked) == 3 * window
+    assert all(torch.equal(part, states.blank()["audio"]) for part in blanked.split(window))
 
 
 def test_swapping_gives_every_sample_media_of_another_scene(samples) -> None:
@@ -60,10 +76,15 @@ def test_swapping_gives_every_sample_media_of_another_scene(samples) -> None:
 def test_batched_answers_begin_like_one_by_one_generation_from_the_media(tiny_base, samples, tmp_path) -> None:
     predictor = Predictor(tiny_base, tmp_path, "float32")
     few = list({s.meta["scene"]: s for s in samples if s.images}.values())[:3]
-    predictions = predictor.predict(few)
+    predictions = list(predictor.predict(few))
     model = AutoModelForImageTextToText.from_pretrained(tiny_base).eval()
     processor = AutoProcessor.from_pretrained(tiny_base)
-    assert predictor.predict(few, "swapped") != predictions
+    assert list(predictor.predict(few, "swapped")) != predictions
+    ids = [sample.id for sample in few]
+    assert list(predictor.predict(few, done=ids)) == []
+    assert list(predictor.predict(few, done=ids[1:])) == predictions  # the same batch, so the same answers
+    with pytest.raises(InputError, match=r"'odd' has <\|audio\|> in its text"):
+        next(predictor.predict([Sample("odd", (Message("user", "<|audio|>?"), Message("assistant", "left")))]))
     for sample, prediction in zip(few, predictions, strict=True):
         turn = [
             {
@@ -118,9 +139,9 @@ def test_the_majority_is_taken_from_training_by_template() -> None:
 
 
 def test_predictions_are_read_back_as_written(tmp_path: Path) -> None:
-    predictions = [Prediction("1", "Audio Counting", "wie viele?", "zwei", "drei")]
-    write_predictions(tmp_path / "sub/p.jsonl", predictions)
-    assert read_predictions(tmp_path / "sub/p.jsonl") == predictions
+    predictions = [Prediction("1", "Audio Counting", "wie viele?", "zwei\u2028drei", "fünf")]
+    write_predictions(tmp_path / "p.jsonl", predictions)
+    assert read_predictions(tmp_path / "p.jsonl") == predictions
 
 
 def test_the_command_writes_scores_of_every_condition(tiny_base, scenes, samples, tmp_path) -> None:

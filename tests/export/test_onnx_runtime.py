@@ -218,6 +218,20 @@ def test_a_form_of_the_graphs_can_be_chosen(exported, media):
     assert small["answer"] != full["answer"]
 
 
+@pytest.mark.parametrize(
+    ("question", "fault"),
+    [
+        ("<image>Which?", "more <image> tags than images were given"),
+        ("What does <|audio|> mean?", "has <|audio|> in its text"),
+        ("What does <|im_end|> mean?", "has <|im_end|> in its text"),
+    ],
+)
+def test_tags_media_and_text_must_fit_together(onnx_folder, question, fault):
+    outcome = call("ask", question, "--model", onnx_folder, "--variant", "fp32")
+    assert outcome.code == 2
+    assert fault in outcome.message
+
+
 def test_a_torch_import_in_the_runtime_would_be_noticed(onnx_folder):
     code = (
         "import sys; sys.path.insert(0, 'serve');"
