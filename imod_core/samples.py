@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from imod_core.errors import InputError, MissingFileError
+from imod_core.errors import InputError, MissingFileError, first_line
 
 MEDIA_KEYS = {"<image>": "images", "<audio>": "audios", "<video>": "videos"}
 """Which list of a sample each tag draws from."""
@@ -154,6 +154,8 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             record = json.loads(line)
         except json.JSONDecodeError as error:
             raise InputError(f"{path}, line {number} is not JSON ({error.msg} at column {error.colno}).") from None
+        except (RecursionError, ValueError) as error:  # nested without end, numbers of thousands of digits
+            raise InputError(f"{path}, line {number} is not read ({first_line(error)}).") from None
         if not isinstance(record, dict):
             raise InputError(f"{path}, line {number} is not a JSON object but {type(record).__name__}.")
         if "\\ud" in line.lower():  # the only way that half a character gets into UTF-8
@@ -233,7 +235,11 @@ def _media(record: dict[str, Any], key: str, where: str, seen: _Seen) -> tuple[P
 def _existing(name: str, where: str, seen: _Seen) -> Path:
     if name not in seen.media:
         path = Path(os.path.abspath(seen.folder / name))  # noqa: PTH100  (keeps links, drops "..")
-        if not path.is_file():
+        try:
+            there = path.is_file()
+        except (OSError, ValueError):  # longer than any path, or with a null
+            raise InputError(f"{where} names {name[:40]!r}…, which is no path.") from None
+        if not there:
             raise MissingFileError(f"{where} names {name}, and {path} is no file.")
         seen.media[name] = path
     return seen.media[name]

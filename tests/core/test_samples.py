@@ -154,3 +154,18 @@ def test_a_binary_file_is_refused(folder: Path) -> None:
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="not UTF-8"):
         read_samples(path)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("[" * 100_000, "line 1 is not read"),
+        ('{"id": ' + "1" * 5000 + "}", "line 1 is not read"),
+        (json.dumps(record(images=["a" * 5000])), "which is no path"),
+    ],
+)
+def test_what_no_parser_and_no_disk_takes_is_one_sentence(folder: Path, line: str, message: str) -> None:
+    said = refusal(folder, line)
+    assert message in said
+    assert "\n" not in said
+    assert len(said) < 400
