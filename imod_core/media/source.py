@@ -15,7 +15,7 @@ MAX_PIXELS = 50_000_000
 MAX_SECONDS = 600.0
 """Of one sound or video: a MUSIC-AVQA clip has 60, and ten minutes of 48 kHz stereo take 230 MB."""
 SHORTFALL = 0.05
-"""Share of its announced length that a container may lack: edit lists and encoder padding make up to this."""
+"""Share of its announced length that a container may lack: encoder padding makes up to this."""
 
 
 def name_and_file(source: Source) -> tuple[str, Any]:
@@ -34,15 +34,27 @@ def name_and_file(source: Source) -> tuple[str, Any]:
 
 @contextmanager
 def open_container(name: str, file: Any) -> Iterator[Any]:
-    """An opened FFmpeg container; whatever FFmpeg finds wrong while it is open is the file's fault."""
+    """An FFmpeg container, from its start; whatever FFmpeg finds wrong while it is open is the file's fault."""
+    import av
+
+    if isinstance(file, io.BytesIO):
+        file.seek(0)
+    unreadable = f"{name} is damaged or not a sound or video that can be read"
+    with damage_told(unreadable), av.open(file, metadata_errors="ignore") as container:
+        yield container
+
+
+@contextmanager
+def damage_told(words: str) -> Iterator[None]:
+    """What PyAV raises over a damaged file, as an InputError of these words with the reason in brackets."""
     import av
 
     try:
-        with av.open(file, metadata_errors="ignore") as container:
-            yield container
+        yield
     except (av.error.FFmpegError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"{name} is damaged or not a sound or video that can be read ({reason}).") from None
+        raise InputError(f"{words} ({getattr(error, 'strerror', None) or error}).") from None
+    except IndexError:  # PyAV looks for the stream of every packet among those that the header announced
+        raise InputError(f"{words} (it has packets of a stream that it does not announce).") from None
 
 
 def codec_context(name: str, stream: Any) -> Any:
@@ -52,7 +64,16 @@ def codec_context(name: str, stream: Any) -> Any:
     return stream.codec_context
 
 
+def picture_stream(container: Any) -> Any:
+    """The first video stream that is no cover picture of a sound; None if there is none."""
+    from av.stream import Disposition
+
+    covers = (Disposition.attached_pic, Disposition.still_image)
+    return next((s for s in container.streams.video if not any(s.disposition & cover for cover in covers)), None)
+
+
 def announced_seconds(container: Any, stream: Any) -> float:
+    """How long a stream or its file says that it is; 0 where neither does."""
     if stream.duration and stream.time_base:
         return float(stream.duration * stream.time_base)
     return (container.duration or 0) / 1_000_000
@@ -68,6 +89,6 @@ def check_seconds(name: str, seconds: float) -> None:
         raise InputError(f"{name} lasts {seconds:.0f} s: at most {MAX_SECONDS:.0f} s are read, cut it.")
 
 
-def check_whole(name: str, found: int, announced: int) -> None:
+def check_whole(name: str, found: float, announced: float) -> None:
     if found < announced * (1 - SHORTFALL):
         raise InputError(f"{name} is cut off: {found / announced:.0%} of its announced length is there.")

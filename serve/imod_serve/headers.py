@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from imod_core.errors import InputError
+from imod_core.errors import InputError, first_line
 from imod_core.media import SHORTFALL, UNKNOWN_FPS
+from imod_core.media.source import damage_told
 from imod_serve.limits import Limits
 
 PICTURES = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
@@ -46,8 +47,8 @@ def check_image(data: bytes, limits: Limits) -> int:
         raise InputError(f"The picture is in no format that is taken here: expected {', '.join(PICTURES)}.") from None
     except Image.DecompressionBombError:
         raise InputError(f"The picture has far more than the {limits.image_pixels:,} pixels taken here.") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise InputError(f"The picture is damaged ({error}).") from None
+    except Exception as error:  # Pillow's readers raise what they like over damaged files
+        raise InputError(f"The picture is damaged ({first_line(error)}).") from None
     _at_most("The picture", width * height, limits.image_pixels, "pixels")
     return width * height
 
@@ -143,14 +144,14 @@ def _check_sound(channels: int, rate: int, limits: Limits) -> None:
 def _container(what: str, data: bytes) -> Iterator[Any]:
     import av
 
-    try:
-        options = {"format_whitelist": CONTAINERS}
-        with av.open(io.BytesIO(data), container_options=options, metadata_errors="ignore") as container:
-            _at_most(f"The {what}", len(container.streams), STREAMS, "streams")
-            yield container
-    except (av.error.FFmpegError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"The {what} is damaged or in no format that is taken here ({reason}).") from None
+    options = {"format_whitelist": CONTAINERS}
+    unreadable = f"The {what} is damaged or in no format that is taken here"
+    with (
+        damage_told(unreadable),
+        av.open(io.BytesIO(data), container_options=options, metadata_errors="ignore") as container,
+    ):
+        _at_most(f"The {what}", len(container.streams), STREAMS, "streams")
+        yield container
 
 
 def _at_most(what: str, found: float, most: float, unit: str) -> None:

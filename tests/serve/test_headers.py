@@ -8,6 +8,7 @@ import hostile
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from media_files import unannounced_stream
 
 from imod_core.errors import InputError
 from imod_serve.headers import check_audio, check_image, check_video
@@ -112,6 +113,11 @@ def test_a_cut_video_is_refused_wherever_it_is_cut(keep):
     data = hostile.video(1, frames=16)
     with pytest.raises(InputError, match=r"cut off|damaged|nothing"):
         check_video(data[: int(len(data) * keep)], LIMITS)
+
+
+def test_packets_of_a_stream_that_is_not_announced_are_damage():
+    with pytest.raises(InputError, match="does not announce"):
+        check_video(unannounced_stream(), LIMITS)
 
 
 @pytest.mark.parametrize("text", [
