@@ -8,11 +8,13 @@ that names the file; sizes beyond the limits are refused before they are decoded
 """
 
 from imod_core.media.picture import load_image
-from imod_core.media.sound import SAMPLE_RATE, has_sound, load_audio
+from imod_core.media.sound import HIGHEST_RATE, LOWEST_RATE, SAMPLE_RATE, has_sound, load_audio
 from imod_core.media.source import MAX_PIXELS, MAX_SECONDS, SHORTFALL, Source
 from imod_core.media.video import UNKNOWN_FPS, Clip, frame_indices, load_video, read_video
 
 __all__ = [
+    "HIGHEST_RATE",
+    "LOWEST_RATE",
     "MAX_PIXELS",
     "MAX_SECONDS",
     "SAMPLE_RATE",

@@ -16,14 +16,24 @@ from imod_core.media.source import (
     codec_context,
     name_and_file,
     open_container,
+    picture_stream,
 )
 
 SAMPLE_RATE = 16_000
 """Hz; what the speech and sound encoders of the field are trained on."""
+LOWEST_RATE, HIGHEST_RATE = 4_000, 192_000
+"""Hz; less is no sound that anybody records, and a second of it becomes many at 16 kHz; more are in damaged headers."""
+LATE = 0.005
+"""Seconds by which a sound may begin after the picture without a silence before it; clocks of files round to 1 ms."""
+FILTER_SAMPLES = 1024
+"""The resampler answers nothing to fewer than its filter is long, some 400 from the highest rate to 16 kHz."""
 
 
 def load_audio(source: Source, rate: int = SAMPLE_RATE) -> NDArray[np.float32]:
-    """A sound, or the sound track of a video, as mono samples (n,) in [-1, 1] at `rate` Hz."""
+    """A sound, or the sound track of a video, as mono samples (n,) in [-1, 1] at `rate` Hz.
+
+    A track that begins after the picture has silence before it, so that both stay together.
+    """
     name, file = name_and_file(source)
     samples, found_rate = _read_sound(name, file)
     if samples.shape[0] == 0:
@@ -47,14 +57,13 @@ def _read_sound(name: str, file: Any) -> tuple[NDArray[np.float32], int]:
 
     try:
         with soundfile.SoundFile(file) as sound:
+            _check_rate(name, sound.samplerate)
             check_seconds(name, sound.frames / sound.samplerate)
             _check_wav_is_whole(name, file)
             samples = sound.read(dtype="float32", always_2d=True)
             check_whole(name, samples.shape[0], sound.frames)
             return samples, sound.samplerate
     except (soundfile.LibsndfileError, TypeError):  # TypeError: it takes the name *.raw for samples without a header
-        if isinstance(file, io.BytesIO):
-            file.seek(0)
         return _read_sound_track(name, file)
 
 
@@ -77,18 +86,29 @@ def _read_sound_track(name: str, file: Any) -> tuple[NDArray[np.float32], int]:
         stream = container.streams.audio[0]
         check_seconds(name, announced_seconds(container, stream))
         rate = codec_context(name, stream).sample_rate
-        samples = _decode_sound(name, container, stream, rate)
+        _check_rate(name, rate)
+        samples, late = _decode_sound(name, container, stream, rate)
         check_whole(name, samples.shape[0], int(float(stream.duration or 0) * float(stream.time_base or 0) * rate))
-    return samples, rate
+    return np.pad(samples, ((late, 0), (0, 0))), rate
 
 
-def _decode_sound(name: str, container: Any, stream: Any, rate: int) -> NDArray[np.float32]:
-    """All frames of a stream as (n, channels); a stream that announces no length is stopped at the limit."""
+def _check_rate(name: str, rate: int) -> None:
+    if not LOWEST_RATE <= rate <= HIGHEST_RATE:
+        raise InputError(f"{name} has {rate:,} samples a second: expected {LOWEST_RATE:,} to {HIGHEST_RATE:,}.")
+
+
+def _decode_sound(name: str, container: Any, stream: Any, rate: int) -> tuple[NDArray[np.float32], int]:
+    """All frames of a stream as (n, channels), and how many samples of silence belong before them.
+
+    A stream that announces no length is stopped at the limit.
+    """
     from av.audio.resampler import AudioResampler
 
     to_float = AudioResampler(format="fltp")
-    parts, length = [np.zeros((stream.codec_context.channels, 0), np.float32)], 0
+    parts, late, length = [np.zeros((stream.codec_context.channels, 0), np.float32)], None, 0
     for decoded in container.decode(stream):
+        if late is None:
+            late = length = round(seconds_late(container, decoded) * rate)
         try:
             frames = to_float.resample(decoded)
         except ValueError:  # PyAV's word for a frame unlike the first
@@ -97,7 +117,20 @@ def _decode_sound(name: str, container: Any, stream: Any, rate: int) -> NDArray[
             parts.append(frame.to_ndarray())
             length += parts[-1].shape[1]
         check_seconds(name, length / rate)
-    return np.concatenate(parts, axis=1).T
+    return np.concatenate(parts, axis=1).T, late or 0
+
+
+def seconds_late(container: Any, first: Any) -> float:
+    """Seconds from the first picture of a file to `first`, the first decoded frame of its sound.
+
+    0 where the sound is first, where nothing tells, and where there are no moving pictures. Of the encoder's own first
+    samples (AAC's priming) the decoder has taken away what the file marks as such, and turned the time forward.
+    """
+    pictures = picture_stream(container)
+    if pictures is None or pictures.start_time is None or first.time is None:
+        return 0.0
+    late = first.time - float(pictures.start_time * pictures.time_base)
+    return late if late > LATE else 0.0
 
 
 def _resample(mono: NDArray[np.float32], rate_in: int, rate_out: int) -> NDArray[np.float32]:
@@ -105,9 +138,10 @@ def _resample(mono: NDArray[np.float32], rate_in: int, rate_out: int) -> NDArray
     from av import AudioFrame
     from av.audio.resampler import AudioResampler
 
-    frame = AudioFrame.from_ndarray(np.ascontiguousarray(mono[None]), format="fltp", layout="mono")
+    length = max(1, round(len(mono) * rate_out / rate_in))
+    enough = np.pad(mono, (0, max(0, FILTER_SAMPLES - len(mono))), mode="symmetric")  # as the filter goes on at an end
+    frame = AudioFrame.from_ndarray(np.ascontiguousarray(enough[None]), format="fltp", layout="mono")
     frame.sample_rate = rate_in
     resampler = AudioResampler(format="fltp", layout="mono", rate=rate_out)
     pieces = [piece.to_ndarray()[0] for piece in [*resampler.resample(frame), *resampler.resample(None)]]
-    length = max(1, round(len(mono) * rate_out / rate_in))
     return np.pad(np.concatenate(pieces), (0, length))[:length]

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from imod_core.errors import InputError, first_line
-from imod_core.media import SHORTFALL, UNKNOWN_FPS
+from imod_core.media import LOWEST_RATE, SHORTFALL, UNKNOWN_FPS
 from imod_core.media.source import damage_told
 from imod_serve.limits import Limits
 
@@ -24,8 +24,6 @@ SOUND_PACKETS = 300_000
 """Ten minutes in packets of 2.5 ms, the shortest that Opus knows, have 240,000."""
 SAMPLE_BYTES = 4
 """Of one decoded sample of one channel."""
-LOWEST_RATE = 4_000
-"""Hz; less is no sound that anybody records, and a second of it becomes many at 16 kHz."""
 
 
 class Length(NamedTuple):

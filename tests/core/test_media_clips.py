@@ -2,16 +2,63 @@
 
 import io
 import struct
+from pathlib import Path
 
+import av
 import numpy as np
 import pytest
+import soundfile
 from media_files import (
+    begins_at,
     unannounced_stream,
+    write_clip,
 )
 from PIL import Image
 
+from imod_core import media
 from imod_core.errors import InputError
 from imod_core.media import load_audio, load_image, load_video
+
+# Sounds
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.mp4", "aac"), ("a.mkv", "aac"), ("a.mkv", "pcm_s16le")])
+@pytest.mark.parametrize("late", [0.0, 1.5])
+def test_a_sound_begins_when_its_picture_has_run_so_long(name: str, codec: str, late: float, tmp_path: Path) -> None:
+    """No silence for the encoder's own first samples: AAC has 64 ms of them here."""
+    samples = load_audio(write_clip(tmp_path / name, sound_at=late, codec=codec))
+    assert begins_at(samples) == pytest.approx(late, abs=0.003)
+    assert len(samples) / 16_000 == pytest.approx(late + 4, abs=0.07)
+
+
+def test_the_silence_before_a_sound_counts_as_its_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clip = write_clip(tmp_path / "a.mkv", sound_at=9.0, live="1")
+    with av.open(str(clip)) as container:
+        assert (container.duration, container.streams.audio[0].duration) == (None, None)
+    monkeypatch.setattr(media.source, "MAX_SECONDS", 10.0)
+    with pytest.raises(InputError, match="at most 10 s"):
+        load_audio(clip)
+
+
+@pytest.mark.parametrize("rate", [8_000, 22_050, 48_000, 192_000])
+@pytest.mark.parametrize("count", [1, 20, 64, 400])
+def test_a_sound_of_few_samples_is_a_sound(rate: int, count: int) -> None:
+    file = io.BytesIO()
+    soundfile.write(file, np.full(count, 0.5, np.float32), rate, format="WAV")
+    samples = load_audio(file.getvalue())
+    assert len(samples) == max(1, round(count * 16_000 / rate))
+    assert np.allclose(samples, 0.5, atol=0.01)
+
+
+@pytest.mark.parametrize("rate", [100, 3_999, 192_001, 2**31 - 1])
+def test_a_rate_that_no_sound_has_is_refused(rate: int) -> None:
+    file = io.BytesIO()
+    soundfile.write(file, np.zeros(1600, np.float32), 16_000, format="WAV", subtype="PCM_16")
+    content = bytearray(file.getvalue())
+    content[24:28] = struct.pack("<I", rate)
+    with pytest.raises(InputError, match=rf"has {rate:,} samples a second: expected 4,000 to 192,000"):
+        load_audio(bytes(content))
+
 
 # Pictures
 
