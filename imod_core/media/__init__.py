@@ -1,7 +1,7 @@
 """Media decoding: pictures, sounds and videos from a path or from bytes.
 
-    source.py   opening a file, and the limits
-    picture.py  sound.py  video.py
+    source.py   opening a file, and the limits     packets.py       what a video's packets tell before decoding
+    picture.py  sound.py  video.py                 orientation.py   how a video's frames are to be turned
 
 Knows nothing of models: towers' processors resize and normalise. Every fault of a file ends in one sentence
 that names the file; sizes beyond the limits are refused before they are decoded.

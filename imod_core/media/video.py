@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imod_core.errors import InputError
+from imod_core.media.orientation import orientation
+from imod_core.media.packets import Packets, read_packets
 from imod_core.media.source import (
     Source,
     announced_seconds,
@@ -66,19 +68,9 @@ def load_video(source: Source, num_frames: int) -> NDArray[np.uint8]:
 def read_video(source: Source, choose: Callable[[int, float], list[int]]) -> Clip:
     """The frames at the rising indices that `choose` names, given how many there are and how many a second."""
     name, file = name_and_file(source)
-    with open_container(name, file) as container:
-        if not container.streams.video:
-            raise InputError(f"{name} has no picture stream: expected a video.")
-        stream = container.streams.video[0]
-        codec = codec_context(name, stream)
-        stream.thread_type = "AUTO"
-        check_pixels(name, codec.width, codec.height)
-        check_seconds(name, announced_seconds(container, stream))
-        total = stream.frames or _count_frames(container, stream)
-        fps = float(stream.average_rate or stream.guessed_rate or UNKNOWN_FPS)
-        wanted = choose(max(total, 1), fps)
-        frames = _decode_at(name, container, stream, wanted)
-    return Clip(frames, tuple(wanted), max(total, 1), fps, source)
+    total, fps = _count_frames(name, file)
+    wanted = choose(total, fps)
+    return Clip(_decode_at(name, file, wanted), tuple(wanted), total, fps, source)
 
 
 def frame_indices(total: int, num_frames: int) -> list[int]:
@@ -86,27 +78,42 @@ def frame_indices(total: int, num_frames: int) -> list[int]:
     return [int(i) for i in np.rint(np.linspace(0, max(total, 1) - 1, num_frames))]
 
 
-def _count_frames(container: Any, stream: Any) -> int:
-    """Frames of a stream whose header does not tell, by reading its packets."""
-    total = sum(1 for packet in container.demux(stream) if packet.size)
-    container.seek(0)
-    return total
+def _count_frames(name: str, file: Any) -> tuple[int, float]:
+    """Frames that a video shows, and frames a second; raises for one that is cut off, too long or too large."""
+
+    def check(packets: Packets) -> None:
+        check_seconds(name, packets.seconds)
+
+    with open_container(name, file) as container:
+        if not container.streams.video:
+            raise InputError(f"{name} has no picture stream: expected a video.")
+        stream = container.streams.video[0]
+        codec = codec_context(name, stream)
+        check_pixels(name, codec.width, codec.height)
+        check_seconds(name, announced_seconds(container, stream))
+        packets = read_packets(container, stream, check)
+        check_whole(name, packets.seconds, packets.announced)
+        return max(packets.shown, 1), float(stream.average_rate or stream.guessed_rate or UNKNOWN_FPS)
 
 
-def _decode_at(name: str, container: Any, stream: Any, wanted: list[int]) -> NDArray[np.uint8]:
+def _decode_at(name: str, file: Any, wanted: list[int]) -> NDArray[np.uint8]:
     """The frames at the rising indices `wanted`, (len(wanted), H, W, 3); beyond the last frame the last is repeated.
 
-    Each is put into its place as it is decoded: together they may be large, and need not be there twice.
+    Each is put into its place as it is decoded: together they may be large, and need not be there twice. The file is
+    opened anew, since not every format can go back to its start.
     """
     frames: NDArray[np.uint8] | None = None
     position, last, places = -1, None, defaultdict(list)
     for place, index in enumerate(wanted):
         places[index].append(place)
-    for position, last in enumerate(container.decode(stream)):
-        if position in places:
-            frames = _put(name, frames, places.pop(position), last, len(wanted))
-            if not places:
-                break
+    with open_container(name, file) as container:
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        for position, last in enumerate(container.decode(stream)):
+            if position in places:
+                frames = _put(name, frames, places.pop(position), last, len(wanted))
+                if not places:
+                    break
     if last is None:
         raise InputError(f"{name} holds no picture that can be decoded: expected a video.")
     check_whole(name, position + 1, wanted[-1] + 1)
@@ -117,15 +124,10 @@ def _decode_at(name: str, container: Any, stream: Any, wanted: list[int]) -> NDA
 
 
 def _put(name: str, frames: NDArray[np.uint8] | None, places: list[int], frame: Any, count: int) -> NDArray[np.uint8]:
-    picture = _upright(frame)
+    picture = orientation(frame).upright(frame.to_ndarray(format="rgb24"))
     if frames is None:
         frames = np.empty((count, *picture.shape), np.uint8)
     if picture.shape != frames.shape[1:]:
         raise InputError(f"{name} changes the size of its pictures in the middle: write it anew in one size.")
     frames[places] = picture
     return frames
-
-
-def _upright(frame: Any) -> NDArray[np.uint8]:
-    """A decoded frame as (H, W, 3), turned as the container's display matrix asks, in quarter turns."""
-    return np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4)

@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 import soundfile
 from media_files import (
+    MATRICES,
+    RATE,
+    UNTURNED,
     begins_at,
+    displayed,
+    grey,
+    set_display,
+    trim,
     unannounced_stream,
     write_clip,
 )
@@ -17,7 +24,72 @@ from PIL import Image
 
 from imod_core import media
 from imod_core.errors import InputError
-from imod_core.media import load_audio, load_image, load_video
+from imod_core.media import frame_indices, load_audio, load_image, load_video, read_video
+
+# Trimmed clips
+
+
+@pytest.mark.parametrize("hidden", [1, 16])
+def test_a_trimmed_clip_has_the_frames_that_it_shows(hidden: int, tmp_path: Path) -> None:
+    """One of 40 is less than a file may lack without being refused, and still moves which frames are chosen."""
+    clip = trim(write_clip(tmp_path / "a.mp4"), tmp_path / "b.mp4", hidden / RATE)
+    with av.open(str(clip)) as container:
+        assert container.streams.video[0].frames == 40
+        shown = sum(1 for _ in container.decode(video=0))
+    assert shown == 40 - hidden
+    found = read_video(clip, lambda total, fps: frame_indices(total, 4))
+    assert found.total == shown
+    assert found.metadata["duration"] == pytest.approx(shown / RATE)
+    middles = found.frames[:, :, 40:].mean(axis=(1, 2, 3))
+    assert np.allclose(middles, [grey(hidden + index) for index in found.indices], atol=3)
+    assert not np.allclose(middles, [grey(index) for index in found.indices], atol=3)
+
+
+@pytest.mark.parametrize("keep", [0.5, 0.9])
+def test_a_trimmed_clip_that_is_cut_off_is_refused(keep: float, tmp_path: Path) -> None:
+    data = trim(write_clip(tmp_path / "a.mp4"), tmp_path / "b.mp4", 1.0).read_bytes()
+    with pytest.raises(InputError, match=r"cut off|damaged"):
+        load_video(data[: int(len(data) * keep)], 4)
+    assert load_video(data, 4).shape[0] == 4
+
+
+def test_a_clip_that_cannot_be_wound_back_is_read(tmp_path: Path) -> None:
+    with av.open(str(write_clip(tmp_path / "a.mp4"))) as found, av.open(str(tmp_path / "a.h264"), "w") as out:
+        stream = out.add_stream_from_template(found.streams.video[0])
+        for packet in found.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                out.mux(packet)
+    assert read_video(tmp_path / "a.h264", lambda total, fps: [0, total - 1]).total == 40
+
+
+def test_too_long_a_video_is_refused_though_its_header_does_not_tell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with av.open(str(tmp_path / "a.webm"), "w", options={"live": "1"}) as out:
+        stream = out.add_stream("libvpx", rate=1)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        for _ in range(8):
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), "rgb24")))
+        out.mux(stream.encode(None))
+    with av.open(str(tmp_path / "a.webm")) as container:
+        assert (container.duration, container.streams.video[0].duration) == (None, None)
+    assert load_video(tmp_path / "a.webm", 2).shape[0] == 2
+    monkeypatch.setattr(media.source, "MAX_SECONDS", 5.0)
+    with pytest.raises(InputError, match="at most 5 s"):
+        load_video(tmp_path / "a.webm", 2)
+
+
+# Display matrices
+
+
+@pytest.mark.parametrize("matrix", MATRICES)
+def test_a_frame_is_turned_and_mirrored_as_its_matrix_says(matrix: tuple[int, int, int, int], tmp_path: Path) -> None:
+    plain = load_video(write_clip(tmp_path / "a.mp4", frames=2), 1)[0]
+    turned = load_video(set_display(tmp_path / "a.mp4", matrix), 1)[0]
+    assert np.array_equal(turned, displayed(plain, matrix))
+    assert (matrix == UNTURNED) == (turned.shape == plain.shape and np.array_equal(turned, plain))
+
 
 # Sounds
 
