@@ -14,8 +14,6 @@ class Packets:
     ones and are not shown. The number of frames in its header counts them all.
     """
 
-    announced: float = 0.0
-    """Seconds that the header promises; 0 where it promises nothing about this very stream."""
     found: int = 0
     """All that hold something."""
     shown: int = 0
@@ -43,11 +41,22 @@ class Packets:
 
 def read_packets(container: Any, stream: Any, check: Callable[[Packets], None] = lambda packets: None) -> Packets:
     """The packets of a stream, to the end of the file; `check` sees them after each and may raise."""
-    # Formats that do not count frames announce one length for all their streams.
-    counted = stream.frames and stream.duration and stream.time_base
-    packets = Packets(float(stream.duration * stream.time_base) if counted else 0.0)
+    packets = Packets()
     for packet in container.demux(stream):
         if packet.size:
             packets.add(packet)
             check(packets)
     return packets
+
+
+def share_there(packets: Packets, container: Any, stream: Any) -> float:
+    """How much there is of what a header announces of a stream; 1 where it counts no frames.
+
+    The duration of an MP4's stream is the one that its edit list leaves. That of an AVI without its end is a guess by
+    the file's size, but its frames are all shown.
+    """
+    if not stream.frames:
+        return 1.0
+    if "mov" not in container.format.name.split(","):
+        return packets.found / stream.frames
+    return packets.seconds / float(stream.duration * stream.time_base) if stream.duration else 1.0

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from imod_core.errors import InputError
 from imod_core.media.orientation import orientation
-from imod_core.media.packets import Packets, read_packets
+from imod_core.media.packets import Packets, read_packets, share_there
 from imod_core.media.source import (
     Source,
     announced_seconds,
@@ -24,6 +24,8 @@ from imod_core.media.source import (
 
 UNKNOWN_FPS = 24.0
 """Taken where a video does not tell its rate, as in transformers."""
+STILL = ("image2", "_pipe", "tty")
+"""Ends of the names under which FFmpeg reads single pictures and texts as videos."""
 
 
 @dataclass(frozen=True)
@@ -87,12 +89,14 @@ def _count_frames(name: str, file: Any) -> tuple[int, float]:
     with open_container(name, file) as container:
         if not container.streams.video:
             raise InputError(f"{name} has no picture stream: expected a video.")
+        if container.format.name.endswith(STILL):
+            raise InputError(f"{name} is a picture or a text: expected a video.")
         stream = container.streams.video[0]
         codec = codec_context(name, stream)
         check_pixels(name, codec.width, codec.height)
         check_seconds(name, announced_seconds(container, stream))
         packets = read_packets(container, stream, check)
-        check_whole(name, packets.seconds, packets.announced)
+        check_whole(name, share_there(packets, container, stream), 1.0)
         return max(packets.shown, 1), float(stream.average_rate or stream.guessed_rate or UNKNOWN_FPS)
 
 

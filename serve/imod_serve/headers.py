@@ -11,7 +11,7 @@ from typing import Any
 
 from imod_core.errors import InputError, first_line
 from imod_core.media import LOWEST_RATE, SHORTFALL, UNKNOWN_FPS
-from imod_core.media.packets import Packets, read_packets
+from imod_core.media.packets import Packets, read_packets, share_there
 from imod_core.media.source import damage_told
 from imod_serve.limits import Limits
 
@@ -83,8 +83,8 @@ def check_video(data: bytes, limits: Limits, kept: Callable[[int, float], int] =
         _at_most("The video", pixels, limits.video_pixels, "pixels a frame")
         rate = float(stream.average_rate or stream.guessed_rate or UNKNOWN_FPS)
         packets = _check_length("video", container, stream, limits.video_seconds, count=limits.video_frames)
-        if packets.seconds < packets.announced * (1 - SHORTFALL):
-            share = packets.seconds / packets.announced
+        share = share_there(packets, container, stream)
+        if share < 1 - SHORTFALL:
             raise InputError(f"The video is cut off: {share:.0%} of its announced length is there.")
         # Frames that are not shown have to be decoded nevertheless.
         _at_most("The video", pixels * packets.found, limits.video_total_pixels, "pixels in all frames")

@@ -53,6 +53,26 @@ def test_a_trimmed_clip_that_is_cut_off_is_refused(keep: float, tmp_path: Path) 
     assert load_video(data, 4).shape[0] == 4
 
 
+@pytest.mark.parametrize("keep", [0.5, 0.8])
+def test_an_avi_that_is_cut_off_is_refused(keep: float, tmp_path: Path) -> None:
+    """FFmpeg guesses how long one without an end lasts from how large it is."""
+    data = write_clip(tmp_path / "a.avi").read_bytes()
+    with pytest.raises(InputError, match=r"cut off|damaged"):
+        load_video(data[: int(len(data) * keep)], 4)
+    assert load_video(data, 4).shape[0] == 4
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.txt"])
+def test_a_picture_or_a_text_is_no_video(name: str, tmp_path: Path) -> None:
+    if name == "a.txt":
+        (tmp_path / name).write_text("Where is the louder instrument?\n" * 20)
+    else:
+        Image.new("RGB", (32, 24)).save(tmp_path / name)
+    for source in (tmp_path / name, (tmp_path / name).read_bytes()):
+        with pytest.raises(InputError, match=r"picture or a text|damaged"):
+            load_video(source, 2)
+
+
 def test_a_clip_that_cannot_be_wound_back_is_read(tmp_path: Path) -> None:
     with av.open(str(write_clip(tmp_path / "a.mp4"))) as found, av.open(str(tmp_path / "a.h264"), "w") as out:
         stream = out.add_stream_from_template(found.streams.video[0])

@@ -126,6 +126,14 @@ def test_a_trimmed_video_passes_and_counts_what_it_shows(hidden, tmp_path):
         check_video(data[: int(len(data) * 0.9)], LIMITS)
 
 
+@pytest.mark.parametrize("keep", [0.5, 0.8])
+def test_an_avi_that_is_cut_off_is_refused(keep, tmp_path):
+    data = write_clip(tmp_path / "a.avi").read_bytes()
+    check_video(data, LIMITS)
+    with pytest.raises(InputError, match=r"cut off|damaged"):
+        check_video(data[: int(len(data) * keep)], LIMITS)
+
+
 def test_packets_of_a_stream_that_is_not_announced_are_damage():
     with pytest.raises(InputError, match="does not announce"):
         check_video(unannounced_stream(), LIMITS)
