@@ -176,7 +176,11 @@ def _mixed(container: Any, layout: str, rate: int, most: float) -> Iterator[Any]
         if at - begin > most:
             return
         frame.pts = None
-        yield from mixer.resample(frame)
+        try:
+            mixed = mixer.resample(frame)
+        except ValueError:  # PyAV's word for a frame unlike the first
+            raise InputError(f"{container.name} changes its channels or rate midway: convert it.") from None
+        yield from mixed
     yield from mixer.resample(None)
 
 

@@ -105,19 +105,20 @@ def _decode_sound(name: str, container: Any, stream: Any, rate: int) -> tuple[ND
     from av.audio.resampler import AudioResampler
 
     to_float = AudioResampler(format="fltp")
-    parts, late, length = [np.zeros((stream.codec_context.channels, 0), np.float32)], None, 0
+    parts: list[NDArray[Any]] = []
+    shape, late, length = None, 0, 0
     for decoded in container.decode(stream):
-        if late is None:
-            late = length = round(seconds_late(container, decoded) * rate)
-        try:
-            frames = to_float.resample(decoded)
-        except ValueError:  # PyAV's word for a frame unlike the first
-            raise InputError(f"{name} changes its channels or rate midway: convert it.") from None
-        for frame in frames:
+        found = (decoded.format.name, decoded.layout.nb_channels, decoded.sample_rate)
+        if shape is None:
+            shape, late = found, round(seconds_late(container, decoded) * rate)
+            length = late
+        if found != shape:
+            raise InputError(f"{name} changes its channels or rate midway: convert it.")
+        for frame in to_float.resample(decoded):
             parts.append(frame.to_ndarray())
             length += parts[-1].shape[1]
         check_seconds(name, length / rate)
-    return np.concatenate(parts, axis=1).T, late or 0
+    return np.concatenate(parts or [np.zeros((1, 0), np.float32)], axis=1).T, late
 
 
 def seconds_late(container: Any, first: Any) -> float:

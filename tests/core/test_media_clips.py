@@ -142,6 +142,25 @@ def test_a_sound_of_few_samples_is_a_sound(rate: int, count: int) -> None:
     assert np.allclose(samples, 0.5, atol=0.01)
 
 
+def test_a_sound_that_changes_its_channels_midway_is_refused() -> None:
+    mono, stereo = (adts(layout) for layout in ("mono", "stereo"))
+    assert len(load_audio(mono + mono)) > 20_000
+    with pytest.raises(InputError, match="changes its channels"):
+        load_audio(mono + stereo)
+
+
+def adts(layout: str) -> bytes:
+    """A second of AAC in a form that can be joined by joining bytes."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="adts") as out:
+        stream = out.add_stream("aac", rate=16_000, layout=layout)
+        channels = stream.codec_context.channels
+        frame = av.AudioFrame.from_ndarray(np.zeros((channels, 16_000), np.float32), format="fltp", layout=layout)
+        frame.sample_rate = 16_000
+        out.mux([*stream.encode(frame), *stream.encode(None)])
+    return file.getvalue()
+
+
 @pytest.mark.parametrize("rate", [100, 3_999, 192_001, 2**31 - 1])
 def test_a_rate_that_no_sound_has_is_refused(rate: int) -> None:
     file = io.BytesIO()

@@ -184,6 +184,14 @@ def _unannounced(path):
     return path
 
 
+def _joined(path):
+    """Of two clips in a form that can be joined by joining bytes, one with a sound of two channels."""
+    path = path.with_suffix(".ts")
+    parts = [write_clip(path, sound=("aac", 44_100, layout)).read_bytes() for layout in ("mono", "stereo")]
+    path.write_bytes(b"".join(parts))
+    return path
+
+
 def _long(path):
     return write_clip(path, rate=1, seconds=130, size=(32, 32), sound=None)
 
@@ -194,6 +202,7 @@ REFUSED = {
     "text": (_text, "damaged or no picture"),
     "empty": (_empty, "damaged or no picture"),
     "a stream that is not announced": (_unannounced, "damaged or no picture"),
+    "a sound that changes its channels": (_joined, "changes its channels"),
     "too long": (_long, "130 s: clips of up to 120 s"),
 }
 
