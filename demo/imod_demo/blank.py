@@ -12,7 +12,9 @@ import numpy as np
 from PIL import Image
 
 from imod_core.media import SAMPLE_RATE, has_sound, load_audio, load_image
-from imod_demo.clip import encoder, opened
+from imod_core.media.packets import read_packets
+from imod_demo.clip import encoder
+from imod_demo.streams import opened
 from imod_serve.messages import Turn
 
 GREY = 127
@@ -57,7 +59,7 @@ def emptied_clip(source: Path, *, picture: bool, sound: bool) -> bytes:
         pictures = _grey_stream(out, shown) if picture else out.add_stream_from_template(shown)
         track = out.add_stream("pcm_f32le", rate=SAMPLE_RATE, layout="mono") if has_sound(source) else None
         if picture:
-            _write_grey(out, pictures, _count(clip, shown))
+            _write_grey(out, pictures, read_packets(clip, shown).shown)
         else:
             for packet in clip.demux(shown):
                 if packet.dts is not None:
@@ -73,12 +75,6 @@ def _grey_stream(out: Any, like: Any) -> Any:
     stream = out.add_stream(encoder(), rate=like.average_rate)
     stream.width, stream.height, stream.pix_fmt = like.width, like.height, "yuv420p"
     return stream
-
-
-def _count(clip: Any, stream: Any) -> int:
-    total = sum(1 for packet in clip.demux(stream) if packet.size)
-    clip.seek(0)
-    return total
 
 
 def _write_grey(out: Any, stream: Any, count: int) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,51 +15,20 @@ import numpy as np
 
 from imod_core.errors import ImodError, InputError
 from imod_core.media import MAX_PIXELS
+from imod_core.media.orientation import Orientation
+from imod_core.media.sound import seconds_late
+from imod_core.media.source import picture_stream
+from imod_demo.streams import Streams, opened, sound_stream
 
 MAX_SIDE = 1280
 """Pixels of the longer side; towers see a few hundred."""
 MAX_RATE = 30
 """Frames a second."""
-STEADY = 0.1
-"""By how much two frames' distances may differ, as a share of the mean, to count as constant."""
 ENCODERS = ("libx264", "libopenh264")
 """H.264, the better one first; PyAV's own packages have both."""
 ENCODER_OPTIONS = {"libx264": {"preset": "veryfast", "crf": "20"}}
-FORMATS = (
-    *("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "mpegts", "mpeg", "flv", "asf", "ogg", "wav", "mp3", "flac"),
-    *("aac", "amr", "aiff", "caf", "w64", "wv"),
-)
-"""What FFmpeg may take a visitor's file for: no playlists, which name other files and addresses, and no text."""
 SOUND_RATES = (8_000, 16_000, 22_050, 32_000, 44_100, 48_000)
 """Hz that AAC has and browsers play."""
-
-
-@dataclass(frozen=True)
-class Streams:
-    """What a file holds."""
-
-    container: str
-    picture_codec: str | None
-    pixel_format: str
-    size: tuple[int, int] | None
-    """Upright width and height."""
-    quarter_turns: int
-    """Counter-clockwise, to show it upright."""
-    rate: float
-    """Frames a second, most of the time."""
-    constant: bool
-    seconds: float
-    sound_codec: str
-    sound_rate: int
-    channels: int
-
-    @property
-    def picture(self) -> bool:
-        return self.picture_codec is not None
-
-    @property
-    def sound(self) -> bool:
-        return self.channels > 0
 
 
 @dataclass(frozen=True)
@@ -71,29 +41,6 @@ class Written:
     changes: tuple[str, ...]
 
 
-def look_into(source: Path) -> Streams:
-    """The streams of a file; decodes one frame. Raises InputError for what is neither sound nor video."""
-    with opened(source) as container:
-        picture, sound = _picture_stream(container), _sound_stream(container)
-        if picture is None and sound is None:
-            raise InputError(f"{source} holds neither picture nor sound: expected a picture, a sound or a clip.")
-        times, frame = _frame_times(container, picture) if picture else ([], None)
-        turns = round(frame.rotation / 90) % 4 if frame else 0
-        return Streams(
-            container=_container_name(container),
-            picture_codec=_codec(picture) if picture else None,
-            pixel_format=frame.format.name if frame else "",
-            size=_turned((frame.width, frame.height), turns) if frame else None,
-            quarter_turns=turns,
-            rate=_rate(times),
-            constant=_is_constant(times),
-            seconds=_seconds(container, picture or sound, times),
-            sound_codec=_codec(sound) if sound else "",
-            sound_rate=sound.codec_context.sample_rate if sound else 0,
-            channels=sound.codec_context.channels if sound else 0,
-        )
-
-
 def reasons(streams: Streams) -> tuple[str, ...]:
     """Why a clip cannot be passed on as it is, as what will be done about it; empty if it can."""
     assert streams.size is not None
@@ -102,7 +49,7 @@ def reasons(streams: Streams) -> tuple[str, ...]:
         found.append(f"{(streams.picture_codec or '').upper()} made H.264")
     elif streams.pixel_format not in ("yuv420p", "yuvj420p"):
         found.append(f"{streams.pixel_format} made 8-bit 4:2:0")
-    if streams.quarter_turns:
+    if streams.orientation != Orientation():
         found.append("turned upright")
     if not streams.constant or streams.rate > 2 * MAX_RATE + 1:
         found.append(f"steadied at {_whole_rate(streams)} frames a second")
@@ -122,7 +69,7 @@ def plays_in_browsers(source: Path, streams: Streams) -> bool:
     if reasons(streams):
         return False
     with opened(source) as container:
-        for stream in (_picture_stream(container), _sound_stream(container)):
+        for stream in (picture_stream(container), sound_stream(container)):
             if stream is not None:
                 container.seek(0)
                 stream.thread_type = "AUTO"
@@ -139,7 +86,7 @@ def write_clip(source: Path, target: Path, streams: Streams, most_seconds: float
         with opened(source) as container, _writing(target) as out:
             picture = _add_picture(out, size, rate)
             # Every stream has to be there before the first packet.
-            sound = _sound_stream(container)
+            sound = sound_stream(container)
             track = _add_sound(out, sound) if sound is not None else None
             frames = 0
             for frame in _steady(container, streams, size, rate, most_seconds):
@@ -156,20 +103,6 @@ def write_clip(source: Path, target: Path, streams: Streams, most_seconds: float
 
 
 @contextmanager
-def opened(source: Path) -> Iterator[Any]:
-    """An opened container; whatever FFmpeg finds wrong while it is open is the file's fault."""
-    import av
-
-    try:
-        limits = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "file"}
-        with av.open(str(source), metadata_errors="ignore", options=limits) as container:
-            yield container
-    except (av.error.FFmpegError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"{source} is damaged or no picture, sound or clip that can be read ({reason}).") from None
-
-
-@contextmanager
 def _writing(target: Path) -> Iterator[Any]:
     import av
 
@@ -179,7 +112,7 @@ def _writing(target: Path) -> Iterator[Any]:
 
 def _steady(container: Any, streams: Streams, size: tuple[int, int], rate: int, most: float) -> Iterator[Any]:
     """Upright frames of `size`, `rate` a second: at each instant the latest that has begun."""
-    stream = _picture_stream(container)
+    stream = picture_stream(container)
     stream.thread_type = "AUTO"
     shown, start, count = None, None, 0
     for frame in container.decode(stream):
@@ -192,20 +125,20 @@ def _steady(container: Any, streams: Streams, size: tuple[int, int], rate: int, 
             count += 1
         if count / rate > most:
             raise InputError(f"{container.name} lasts longer than {most:.0f} s: cut it.")
-        shown = _upright(frame, streams.quarter_turns, size)
+        shown = _upright(frame, streams.orientation, size)
     if shown is None:
         raise InputError(f"{container.name} holds no picture that can be decoded.")
     yield shown
 
 
-def _upright(frame: Any, quarter_turns: int, size: tuple[int, int]) -> Any:
+def _upright(frame: Any, orientation: Orientation, size: tuple[int, int]) -> Any:
     import av
 
-    width, height = _turned(size, quarter_turns)
-    if not quarter_turns:
+    width, height = orientation.turned(size)
+    if orientation == Orientation():
         return frame.reformat(width, height, "yuv420p")
     pixels = frame.reformat(width, height, "rgb24").to_ndarray()
-    turned = np.ascontiguousarray(np.rot90(pixels, quarter_turns))
+    turned = np.ascontiguousarray(orientation.upright(pixels))
     return av.VideoFrame.from_ndarray(turned, format="rgb24").reformat(format="yuv420p")
 
 
@@ -214,22 +147,52 @@ def _write_sound(source: Path, out: Any, track: Any, most: float) -> None:
     from av.audio.resampler import AudioResampler
 
     layout, rate = track.codec_context.layout.name, track.codec_context.sample_rate
-    resampler = AudioResampler(format="fltp", layout=layout, rate=rate, frame_size=1024)
+    framer = AudioResampler(format="fltp", layout=layout, rate=rate, frame_size=1024)
     written = 0
     with opened(source) as container:
-        for decoded in [*_until(container, most), None]:
-            for piece in resampler.resample(decoded):
+        for mixed in chain(_mixed(container, layout, rate, most), [None]):
+            for piece in framer.resample(mixed):
                 piece.pts, piece.time_base = written, Fraction(1, rate)
                 written += piece.samples
                 out.mux(track.encode(piece))
     out.mux(track.encode(None))
 
 
-def _until(container: Any, most: float) -> Iterator[Any]:
-    for frame in container.decode(_sound_stream(container)):
-        if (frame.time or 0.0) > most:
+def _mixed(container: Any, layout: str, rate: int, most: float) -> Iterator[Any]:
+    """The sound up to `most` seconds after the first picture, silent until it begins.
+
+    As whole numbers, for which FFmpeg mixes channels so that their sum cannot go beyond the loudest; for fltp it can.
+    """
+    from av.audio.resampler import AudioResampler
+
+    mixer = AudioResampler(format="s32p", layout=layout, rate=rate)
+    late, begin = None, 0.0
+    for frame in container.decode(sound_stream(container)):
+        at = frame.time or 0.0
+        if late is None:
+            late = min(seconds_late(container, frame), most)
+            begin = at - late
+            yield from _silence(round(late * rate), layout, rate)
+        if at - begin > most:
             return
         frame.pts = None
+        try:
+            mixed = mixer.resample(frame)
+        except ValueError:  # PyAV's word for a frame unlike the first
+            raise InputError(f"{container.name} changes its channels or rate midway: convert it.") from None
+        yield from mixed
+    yield from mixer.resample(None)
+
+
+def _silence(samples: int, layout: str, rate: int) -> Iterator[Any]:
+    """In pieces of up to a second."""
+    import av
+
+    channels = av.AudioLayout(layout).nb_channels
+    for begin in range(0, samples, rate):
+        still = np.zeros((channels, min(rate, samples - begin)), np.int32)
+        frame = av.AudioFrame.from_ndarray(still, format="s32p", layout=layout)
+        frame.sample_rate = rate
         yield frame
 
 
@@ -254,65 +217,6 @@ def encoder() -> str:
     if found is None:
         raise ImodError(f"This PyAV has no H.264 encoder ({', '.join(ENCODERS)}): install the one from PyPI.")
     return found
-
-
-def _picture_stream(container: Any) -> Any:
-    """The first video stream that is no cover picture of a sound."""
-    from av.stream import Disposition
-
-    covers = (Disposition.attached_pic, Disposition.still_image)
-    return next((s for s in container.streams.video if not any(s.disposition & cover for cover in covers)), None)
-
-
-def _sound_stream(container: Any) -> Any:
-    return next(iter(container.streams.audio), None)
-
-
-def _codec(stream: Any) -> str:
-    """The format's name, `hevc` or `mp3`, whichever decoder reads it."""
-    return stream.codec_context.codec.canonical_name
-
-
-def _frame_times(container: Any, stream: Any) -> tuple[list[float], Any]:
-    """Seconds at which each frame is to be shown, and the first frame decoded."""
-    ticks = sorted(packet.pts for packet in container.demux(stream) if packet.size and packet.pts is not None)
-    container.seek(0)
-    frame = next(container.decode(stream), None)
-    if frame is None:
-        raise InputError(f"{container.name} holds no picture that can be decoded: expected a clip.")
-    return [float(tick * stream.time_base) for tick in ticks], frame
-
-
-def _rate(times: list[float]) -> float:
-    """By the usual distance of two frames: a pause must not make the rest jerky."""
-    gap = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
-    return 1 / gap if gap > 0 else 1.0
-
-
-def _is_constant(times: list[float]) -> bool:
-    gaps = np.diff(times)
-    return len(gaps) == 0 or float(gaps.max() - gaps.min()) <= STEADY * float(gaps.mean())
-
-
-def _seconds(container: Any, stream: Any, times: list[float]) -> float:
-    """By the frames' times, else as the file announces; 0 where nothing tells."""
-    if times:
-        return times[-1] - times[0] + 1 / _rate(times)
-    if stream.duration and stream.time_base:
-        return float(stream.duration * stream.time_base)
-    return (container.duration or 0) / 1_000_000
-
-
-def _container_name(container: Any) -> str:
-    """`mp4`, `mov`, `matroska` …: the family of MP4 by its brand, the others by their first name."""
-    names = container.format.name.split(",")
-    if "mp4" not in names:
-        return names[0]
-    return "mov" if container.metadata.get("major_brand", "").strip() in ("qt", "") else "mp4"
-
-
-def _turned(size: tuple[int, int], quarter_turns: int) -> tuple[int, int]:
-    return size if quarter_turns % 2 == 0 else (size[1], size[0])
 
 
 def _scaled(size: tuple[int, int]) -> tuple[int, int]:

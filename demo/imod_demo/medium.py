@@ -16,7 +16,8 @@ from PIL import Image
 
 from imod_core.errors import ImodError, InputError
 from imod_core.media import SAMPLE_RATE, load_audio, load_image
-from imod_demo.clip import Streams, look_into, plays_in_browsers, write_clip
+from imod_demo.clip import plays_in_browsers, write_clip
+from imod_demo.streams import Streams, look_into
 
 MAX_BYTES = 200 * 2**20
 """Of one file: a minute of a phone's 4K video is about this."""

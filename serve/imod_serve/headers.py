@@ -7,10 +7,12 @@ packets of a video or sound besides, since a header may lie about how many there
 import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
-from imod_core.errors import InputError
-from imod_core.media import SHORTFALL, UNKNOWN_FPS
+from imod_core.errors import InputError, first_line
+from imod_core.media import LOWEST_RATE, SHORTFALL, UNKNOWN_FPS
+from imod_core.media.packets import Packets, read_packets, share_there
+from imod_core.media.source import damage_told
 from imod_serve.limits import Limits
 
 PICTURES = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
@@ -23,16 +25,6 @@ SOUND_PACKETS = 300_000
 """Ten minutes in packets of 2.5 ms, the shortest that Opus knows, have 240,000."""
 SAMPLE_BYTES = 4
 """Of one decoded sample of one channel."""
-LOWEST_RATE = 4_000
-"""Hz; less is no sound that anybody records, and a second of it becomes many at 16 kHz."""
-
-
-class Length(NamedTuple):
-    """Of a stream."""
-
-    packets: int
-    seconds: float
-    """As announced or as its packets say, whichever is more."""
 
 
 def check_image(data: bytes, limits: Limits) -> int:
@@ -46,8 +38,8 @@ def check_image(data: bytes, limits: Limits) -> int:
         raise InputError(f"The picture is in no format that is taken here: expected {', '.join(PICTURES)}.") from None
     except Image.DecompressionBombError:
         raise InputError(f"The picture has far more than the {limits.image_pixels:,} pixels taken here.") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise InputError(f"The picture is damaged ({error}).") from None
+    except Exception as error:  # Pillow's readers raise what they like over damaged files
+        raise InputError(f"The picture is damaged ({first_line(error)}).") from None
     _at_most("The picture", width * height, limits.image_pixels, "pixels")
     return width * height
 
@@ -70,7 +62,8 @@ def check_audio(data: bytes, limits: Limits) -> None:
         stream = container.streams.audio[0]
         codec = _codec("sound", stream)
         _check_sound(codec.channels, codec.sample_rate, limits)
-        seconds = _check_length("sound", container, stream, limits.audio_seconds, count=SOUND_PACKETS).seconds
+        packets = _check_length("sound", container, stream, limits.audio_seconds, count=SOUND_PACKETS)
+        seconds = max(packets.seconds, _announced(container, stream))
         _check_decoded(codec.channels, seconds * codec.sample_rate, limits)
 
 
@@ -88,13 +81,14 @@ def check_video(data: bytes, limits: Limits, kept: Callable[[int, float], int] =
         if not pixels:
             raise InputError("The video does not say how large its pictures are: it is damaged.")
         _at_most("The video", pixels, limits.video_pixels, "pixels a frame")
-        _at_most("The video", stream.frames, limits.video_frames, "frames")
         rate = float(stream.average_rate or stream.guessed_rate or UNKNOWN_FPS)
-        found = _check_length("video", container, stream, limits.video_seconds, count=limits.video_frames).packets
-        if found < stream.frames * (1 - SHORTFALL):
-            raise InputError(f"The video is cut off: {found} of {stream.frames} announced frames are there.")
-        _at_most("The video", pixels * found, limits.video_total_pixels, "pixels in all frames")
-        check_kept(pixels * kept(stream.frames or found, rate), limits)
+        packets = _check_length("video", container, stream, limits.video_seconds, count=limits.video_frames)
+        share = share_there(packets, container, stream)
+        if share < 1 - SHORTFALL:
+            raise InputError(f"The video is cut off: {share:.0%} of its announced length is there.")
+        # Frames that are not shown have to be decoded nevertheless.
+        _at_most("The video", pixels * packets.found, limits.video_total_pixels, "pixels in all frames")
+        check_kept(pixels * kept(packets.shown, rate), limits)
 
 
 def check_kept(pixels: int, limits: Limits) -> None:
@@ -102,24 +96,23 @@ def check_kept(pixels: int, limits: Limits) -> None:
     _at_most("The video", pixels, limits.video_kept_pixels, "pixels in the frames that are read of it")
 
 
-def _check_length(what: str, container: Any, stream: Any, seconds: int, *, count: int) -> Length:
+def _check_length(what: str, container: Any, stream: Any, seconds: int, *, count: int) -> Packets:
     """Hold the announced length and the one of the packets to `seconds`, and their number to `count`."""
-    announced = max(float((stream.duration or 0) * (stream.time_base or 0)), (container.duration or 0) / 1_000_000)
-    _at_most(f"The {what}", announced, seconds, "seconds")
-    found, first, last = 0, None, 0.0
-    for packet in container.demux(stream):
-        if not packet.size:
-            continue
-        found += 1
-        if packet.pts is not None:
-            time = float(packet.pts * packet.time_base)
-            first = time if first is None else first
-            last = max(last, time)
-        _at_most(f"The {what}", last - (first or 0.0), seconds, "seconds")
-        _at_most(f"The {what}", found, count, "packets")
-    if not found:
+
+    def check(packets: Packets) -> None:
+        _at_most(f"The {what}", packets.seconds, seconds, "seconds")
+        _at_most(f"The {what}", packets.found, count, "packets")
+
+    _at_most(f"The {what}", _announced(container, stream), seconds, "seconds")
+    packets = read_packets(container, stream, check)
+    if not packets.shown:
         raise InputError(f"The {what} holds nothing that can be decoded.")
-    return Length(found, max(announced, last - (first or 0.0)))
+    return packets
+
+
+def _announced(container: Any, stream: Any) -> float:
+    """Seconds, of the stream or of the whole file, whichever is more."""
+    return max(float((stream.duration or 0) * (stream.time_base or 0)), (container.duration or 0) / 1_000_000)
 
 
 def _codec(what: str, stream: Any) -> Any:
@@ -143,14 +136,14 @@ def _check_sound(channels: int, rate: int, limits: Limits) -> None:
 def _container(what: str, data: bytes) -> Iterator[Any]:
     import av
 
-    try:
-        options = {"format_whitelist": CONTAINERS}
-        with av.open(io.BytesIO(data), container_options=options, metadata_errors="ignore") as container:
-            _at_most(f"The {what}", len(container.streams), STREAMS, "streams")
-            yield container
-    except (av.error.FFmpegError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"The {what} is damaged or in no format that is taken here ({reason}).") from None
+    options = {"format_whitelist": CONTAINERS}
+    unreadable = f"The {what} is damaged or in no format that is taken here"
+    with (
+        damage_told(unreadable),
+        av.open(io.BytesIO(data), container_options=options, metadata_errors="ignore") as container,
+    ):
+        _at_most(f"The {what}", len(container.streams), STREAMS, "streams")
+        yield container
 
 
 def _at_most(what: str, found: float, most: float, unit: str) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 
 from imod_core.errors import InputError
-from imod_core.media import MAX_PIXELS, MAX_SECONDS
+from imod_core.media import HIGHEST_RATE, MAX_PIXELS, MAX_SECONDS
 from imod_core.modality import MODALITIES
 
 LIMITS = "IMOD_SERVE_LIMITS"
@@ -44,7 +44,7 @@ class Limits:
     audio_seconds: int = int(MAX_SECONDS)
     audio_channels: int = 6
     """A film's 5.1 still passes."""
-    audio_rate: int = 192_000
+    audio_rate: int = HIGHEST_RATE
     """Hz."""
     audio_bytes: int = 256 << 20
     """Decoded, at the file's own rate and channels in four bytes a sample: ten minutes of stereo at 48 kHz."""

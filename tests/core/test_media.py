@@ -100,10 +100,10 @@ def test_a_cut_picture_is_refused(tmp_path: Path) -> None:
 
 def test_too_many_pixels_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("RGB", (40, 20)).save(tmp_path / "a.png")
-    monkeypatch.setattr(media, "MAX_PIXELS", 799)
+    monkeypatch.setattr(media.source, "MAX_PIXELS", 799)
     with pytest.raises(InputError, match="40 x 20 pixels: at most 799"):
         load_image(tmp_path / "a.png")
-    monkeypatch.setattr(media, "MAX_PIXELS", 800)
+    monkeypatch.setattr(media.source, "MAX_PIXELS", 800)
     assert load_image(tmp_path / "a.png").size == (40, 20)
 
 
@@ -169,7 +169,7 @@ def test_samples_that_are_not_numbers_are_refused(tmp_path: Path) -> None:
 
 def test_too_long_a_sound_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     soundfile.write(tmp_path / "a.wav", tone(2, 16000), 16000)
-    monkeypatch.setattr(media, "MAX_SECONDS", 1.0)
+    monkeypatch.setattr(media.source, "MAX_SECONDS", 1.0)
     with pytest.raises(InputError, match="lasts 2 s: at most 1 s"):
         load_audio(tmp_path / "a.wav")
 

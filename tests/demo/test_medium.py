@@ -1,21 +1,25 @@
 """Any phone's clip plays and is understood; what cannot be is refused in a sentence. Pictures of other programs too."""
 
+import io
 import shutil
 
 import av
 import numpy as np
 import pytest
 import soundfile
+from media_files import RATE, begins_at, trim, unannounced_stream
+from media_files import write_clip as write_grey_clip
 from PIL import Image
 
 from imod_core.errors import InputError
 from imod_core.media import load_audio, load_image, load_video
 from imod_demo import medium
 from imod_demo.blank import GREY, emptied_clip, grey_picture, silence, without
-from imod_demo.clip import look_into
 from imod_demo.medium import take
+from imod_demo.streams import look_into
 from imod_serve.messages import Turn
 
+from . import clips
 from .clips import SECONDS, SIZE, tone, turn_display, write_clip
 
 PHONES = {
@@ -59,12 +63,15 @@ def test_a_clip_that_plays_already_stays_the_same_bytes(tmp_path):
     assert found.changes == ()
 
 
-@pytest.mark.parametrize(("matrix", "corner"), [((0, 1, -1, 0), "top right"), ((-1, 0, 0, -1), "bottom right")])
+@pytest.mark.parametrize(("matrix", "corner"), [
+    ((0, 1, -1, 0), "top right"), ((-1, 0, 0, -1), "bottom right"),
+    ((-1, 0, 0, 1), "top right"), ((1, 0, 0, -1), "bottom left"), ((0, -1, -1, 0), "bottom right"),
+])  # fmt: skip
 def test_a_turned_clip_is_shown_and_sent_upright(tmp_path, matrix, corner):
     source = turn_display(write_clip(tmp_path / "a.mp4"), matrix)
     found = take(source, "a.mp4", _shelf(tmp_path))
     frame = load_video(found.path, 1)[0]
-    assert (found.size == SIZE) == (corner == "bottom right")
+    assert (found.size == SIZE) == (matrix[0] != 0)
     assert frame.shape[:2] == (found.size[1], found.size[0])
     assert _red_corner(frame) == corner == _red_corner(load_video(source, 1)[0])
     assert "turned upright" in found.changes
@@ -80,6 +87,44 @@ def test_steadied_frames_show_what_was_to_be_seen_at_each_instant(tmp_path):
     bars = [_bar(frame) for frame in load_video(source, len(times))]
     assert [bar for _, bar in shown] == pytest.approx([bars[index] for index in wanted], abs=2)
     assert len(set(wanted)) > 3
+
+
+@pytest.mark.parametrize("hidden", [1, 16])
+def test_a_trimmed_clip_is_as_long_as_what_it_shows(tmp_path, hidden):
+    source = trim(write_grey_clip(tmp_path / "a.mp4", sound_at=0.0), tmp_path / "b.mp4", hidden / RATE)
+    shown = 40 - hidden
+    found = take(source, "b.mp4", _shelf(tmp_path))
+    assert found.seconds == pytest.approx(shown / RATE)
+    for picture, sound in ((True, False), (False, True)):
+        emptied = emptied_clip(found.path, picture=picture, sound=sound)
+        assert _frames(emptied) == shown
+        assert picture or np.array_equal(load_video(emptied, shown), load_video(source, shown))
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
+def test_a_sound_that_begins_later_stays_where_it_is(tmp_path, name):
+    source = write_grey_clip(tmp_path / name, sound_at=1.5)
+    found = take(source, name, _shelf(tmp_path))
+    assert bool(found.changes) == (name == "a.mkv")
+    blanked = emptied_clip(found.path, picture=True, sound=False)
+    for heard in (source, found.path, blanked):
+        assert begins_at(load_audio(heard)) == pytest.approx(1.5, abs=0.003)
+    assert np.array_equal(load_audio(blanked), load_audio(found.path))
+
+
+def test_surround_sound_is_mixed_without_going_beyond_the_loudest(tmp_path, monkeypatch):
+    loud = np.repeat(3.6 * tone(48_000, 1), 6, axis=0)
+    monkeypatch.setattr(clips, "tone", lambda rate, channels, seconds: loud)
+    source = write_clip(tmp_path / "a.mkv", sound=("pcm_s16le", 48_000, "5.1"))
+    found = take(source, "a.mkv", _shelf(tmp_path))
+    with av.open(str(found.path)) as clip:
+        peak = max(np.abs(frame.to_ndarray()).max() for frame in clip.decode(audio=0))
+    assert 0.5 < peak < 1
+
+
+def test_a_sound_of_few_samples_is_taken(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.full(20, 0.5, np.float32), 8_000)
+    assert take(tmp_path / "a.wav", "a.wav", _shelf(tmp_path)).kind == "audio"
 
 
 def test_a_sound_is_passed_on_or_made_what_the_model_hears(tmp_path):
@@ -134,6 +179,19 @@ def _empty(path):
     return path
 
 
+def _unannounced(path):
+    path.write_bytes(unannounced_stream())
+    return path
+
+
+def _joined(path):
+    """Of two clips in a form that can be joined by joining bytes, one with a sound of two channels."""
+    path = path.with_suffix(".ts")
+    parts = [write_clip(path, sound=("aac", 44_100, layout)).read_bytes() for layout in ("mono", "stereo")]
+    path.write_bytes(b"".join(parts))
+    return path
+
+
 def _long(path):
     return write_clip(path, rate=1, seconds=130, size=(32, 32), sound=None)
 
@@ -143,6 +201,8 @@ REFUSED = {
     "a playlist that names another file": (_playlist, "damaged or no picture"),
     "text": (_text, "damaged or no picture"),
     "empty": (_empty, "damaged or no picture"),
+    "a stream that is not announced": (_unannounced, "damaged or no picture"),
+    "a sound that changes its channels": (_joined, "changes its channels"),
     "too long": (_long, "130 s: clips of up to 120 s"),
 }
 
@@ -208,6 +268,11 @@ def _shelf(tmp_path):
     shutil.rmtree(shelf, ignore_errors=True)
     shelf.mkdir()
     return shelf
+
+
+def _frames(data):
+    with av.open(io.BytesIO(data)) as clip:
+        return sum(1 for _ in clip.decode(video=0))
 
 
 def _red_corner(frame):

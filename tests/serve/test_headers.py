@@ -8,6 +8,7 @@ import hostile
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from media_files import RATE, trim, unannounced_stream, write_clip
 
 from imod_core.errors import InputError
 from imod_serve.headers import check_audio, check_image, check_video
@@ -112,6 +113,30 @@ def test_a_cut_video_is_refused_wherever_it_is_cut(keep):
     data = hostile.video(1, frames=16)
     with pytest.raises(InputError, match=r"cut off|damaged|nothing"):
         check_video(data[: int(len(data) * keep)], LIMITS)
+
+
+@pytest.mark.parametrize("hidden", [1, 16])
+def test_a_trimmed_video_passes_and_counts_what_it_shows(hidden, tmp_path):
+    """Its header counts frames besides that are only there to decode the others."""
+    data = trim(write_clip(tmp_path / "a.mp4"), tmp_path / "b.mp4", hidden / RATE).read_bytes()
+    asked = []
+    check_video(data, LIMITS, kept=lambda total, fps: asked.append((total, fps)) or total)
+    assert asked == [(40 - hidden, RATE)]
+    with pytest.raises(InputError, match=r"cut off|damaged"):
+        check_video(data[: int(len(data) * 0.9)], LIMITS)
+
+
+@pytest.mark.parametrize("keep", [0.5, 0.8])
+def test_an_avi_that_is_cut_off_is_refused(keep, tmp_path):
+    data = write_clip(tmp_path / "a.avi").read_bytes()
+    check_video(data, LIMITS)
+    with pytest.raises(InputError, match=r"cut off|damaged"):
+        check_video(data[: int(len(data) * keep)], LIMITS)
+
+
+def test_packets_of_a_stream_that_is_not_announced_are_damage():
+    with pytest.raises(InputError, match="does not announce"):
+        check_video(unannounced_stream(), LIMITS)
 
 
 @pytest.mark.parametrize("text", [
