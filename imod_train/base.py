@@ -106,14 +106,6 @@ def context_length(config: Any) -> int | None:
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
-def tell_of_long_row(length: int, context: int) -> None:
-    """Say that a row is longer than a model's context, once somebody has found one."""
-    console.print(
-        f"A row of {length} tokens is longer than the model's context of {context}: what it teaches cannot be asked.",
-        style="yellow",
-    )
-
-
 def is_avt(model: PreTrainedModel) -> bool:
     """Whether a base is AVT, whose projectors are trained too and whose towers' states are kept on disk."""
     return isinstance(model, AvtForConditionalGeneration)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from imod_core.avt.prompts import IGNORED_LABEL, encode
-from imod_core.console import track
+from imod_core.console import console, track
 from imod_core.media import load_audio
 from imod_core.modality import TEXT, boundary_token_ids, media_token_ids, token_modality
 from imod_core.samples import Sample
@@ -89,6 +89,14 @@ def avt_lengths(samples: Sequence[Sample], processor: Any, config: Any, stage: S
         states = sum(n * widths.get(kind, config.audio_feature_size) * 2 for kind, n in length.media.items())
         found.append(RowLength(length.text, length.media, length.answers, length.nbytes + states))
     return Lengths(len(rows), tuple(found))
+
+
+def tell_of_long_row(length: int, context: int) -> None:
+    """Say that a row is longer than a model's context, once somebody has found one."""
+    console.print(
+        f"A row of {length} tokens is longer than the model's context of {context}: what it teaches cannot be asked.",
+        style="yellow",
+    )
 
 
 def _count(ids: torch.Tensor, labels: torch.Tensor, config: Any, size: int) -> RowLength:

@@ -18,10 +18,10 @@ from imod_core.errors import CheckFailed
 from imod_core.families.load import load_processor
 from imod_core.hub import describing_folder
 from imod_core.samples import read_samples
-from imod_train.base import attention, context_length, core_config, is_avt_config, skeleton, tell_of_long_row
+from imod_train.base import attention, context_length, core_config, is_avt_config, skeleton
 from imod_train.footprint import Footprint, footprint
 from imod_train.items import KEPT_BYTES
-from imod_train.lengths import Lengths, avt_lengths, native_lengths
+from imod_train.lengths import Lengths, avt_lengths, native_lengths, tell_of_long_row
 from imod_train.native import SampleEncoder
 from imod_train.recipe import Recipe, Stage
 

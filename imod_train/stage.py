@@ -16,9 +16,10 @@ from transformers.integrations import TensorBoardCallback
 
 from imod_core.artifacts import write_text
 from imod_core.console import console, progress
-from imod_train.base import context_length, tell_of_long_row
+from imod_train.base import context_length
 from imod_train.callback import ImodCallback
 from imod_train.dataset import add_noise
+from imod_train.lengths import tell_of_long_row
 from imod_train.model import parameter_groups, set_trainable
 from imod_train.recipe import Recipe, Stage
 from imod_train.words import batch_words_loss

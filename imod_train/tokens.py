@@ -6,7 +6,6 @@ row (1 unless packed).
 """
 
 import warnings
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -131,7 +130,7 @@ class TokenHolder:
         self.media_ids = media_ids
         self.ignored_ids = ignored_ids
         self.current: TokenBatch | None = None
-        self.pending: deque[TokenBatch] = deque(maxlen=PENDING)
+        self.pending: list[TokenBatch] = []
         """Batches whose backward has not begun, the last one in flight."""
         self.saw_media: torch.Tensor | None = None
         """0-dim, whether any batch so far held a non-text token; on its device, so that nobody waits."""
@@ -158,7 +157,7 @@ class TokenHolder:
         saw = (modality == NON_TEXT).any()
         self.saw_media = saw if self.saw_media is None else self.saw_media.to(saw.device) | saw
         waiting = [earlier for earlier in self.pending if earlier.scale is None]
-        self.current, self.pending = batch, deque([*waiting, batch], PENDING)
+        self.current, self.pending = batch, [*waiting, batch][-PENDING:]
         self.sample_next = False
 
     def follow(self, loss: torch.Tensor, batches: Sequence[TokenBatch]) -> None:

@@ -9,16 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from imod_core.media import SAMPLE_RATE, has_sound, load_audio, load_image
+from imod_core.media.blank import GREY, blank_medium
 from imod_core.media.packets import read_packets
 from imod_demo.clip import encoder
 from imod_demo.streams import opened
 from imod_serve.messages import Turn
-
-GREY = 127
-"""Of 255: the middle."""
 
 
 def without(turn: Turn, *, picture: bool, sound: bool) -> Turn:
@@ -32,7 +29,7 @@ def without(turn: Turn, *, picture: bool, sound: bool) -> Turn:
 def grey_picture(source: Path) -> bytes:
     """PNG."""
     file = io.BytesIO()
-    Image.new("RGB", load_image(source).size, (GREY,) * 3).save(file, "PNG")
+    blank_medium(load_image(source)).save(file, "PNG")
     return file.getvalue()
 
 
@@ -41,7 +38,7 @@ def silence(source: Path) -> bytes:
     import soundfile
 
     file = io.BytesIO()
-    soundfile.write(file, np.zeros_like(load_audio(source)), SAMPLE_RATE, format="WAV", subtype="FLOAT")
+    soundfile.write(file, blank_medium(load_audio(source)), SAMPLE_RATE, format="WAV", subtype="FLOAT")
     return file.getvalue()
 
 

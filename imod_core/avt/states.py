@@ -23,13 +23,14 @@ from imod_core.avt.modeling_avt import AvtForConditionalGeneration, AvtModel
 from imod_core.avt.processing_avt import AvtProcessor
 from imod_core.console import track
 from imod_core.media import load_audio, load_image, load_video
+from imod_core.media.blank import GREY
 from imod_core.samples import Sample
 
 KINDS = {"image": "images", "audio": "audios", "video": "videos"}
 """Which list of a sample holds each kind of medium."""
 BATCH = 16
 BLANK_SIZE = (224, 224)
-BLANK_GREY = (127, 127, 127)
+BLANK_GREY = (GREY,) * 3
 
 
 class TowerStates:

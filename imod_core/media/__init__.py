@@ -2,6 +2,7 @@
 
     source.py   opening a file, and the limits     packets.py       what a video's packets tell before decoding
     picture.py  sound.py  video.py                 orientation.py   how a video's frames are to be turned
+    blank.py    media without their contents
 
 Knows nothing of models: towers' processors resize and normalise. Every fault of a file ends in one sentence
 that names the file; sizes beyond the limits are refused before they are decoded.

@@ -1,22 +1,17 @@
 """Answer from a model folder by transformers in this process: the reference that a server must equal."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from imod_core.errors import InputError
-from imod_core.media import Clip, load_audio, load_image
+from imod_core.media import load_audio, load_image
+from imod_core.media.blank import blank_medium
 from imod_core.samples import KINDS, MEDIA_KEYS, Message, Sample, check_text, conversation
 from imod_core.sampling import load_clip, video_arguments
 from imod_serve.artifact import read_artifact
 from imod_serve.client import MAX_TOKENS, Answer
 from imod_serve.messages import Media, asked, tagged
-
-GREY = 127
 
 
 class LocalModel:
@@ -108,19 +103,10 @@ class LocalModel:
         audios = [load_audio(source) for source in media["<audio>"]]
         clips = [load_clip(source, frames) for source in media["<video>"]] if frames else []
         decoded: dict[str, Any] = {
-            "images": [_blank(image) for image in images] if "image" in blanked else images,
-            "audio": [_blank(audio) for audio in audios] if "audio" in blanked else audios,
+            "images": [blank_medium(image) for image in images] if "image" in blanked else images,
+            "audio": [blank_medium(audio) for audio in audios] if "audio" in blanked else audios,
         }
         if clips:
-            shown = [_blank(clip) for clip in clips] if "video" in blanked else clips
+            shown = [blank_medium(clip) for clip in clips] if "video" in blanked else clips
             decoded |= video_arguments(self.processor, shown)
         return {key: items for key, items in decoded.items() if items != []}
-
-
-def _blank(medium: Any) -> Any:
-    """A decoded medium without its contents, grey or silent; of the same size and length, so of as many tokens."""
-    if isinstance(medium, Image.Image):
-        return Image.new("RGB", medium.size, (GREY, GREY, GREY))
-    if isinstance(medium, Clip):
-        return replace(medium, frames=np.full_like(medium.frames, GREY))
-    return np.zeros_like(medium)
