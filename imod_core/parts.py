@@ -9,6 +9,7 @@ credentials set up for them apply. Nothing of a part is ever imported or run. Th
 ~/.cache/imod/parts.
 """
 
+import hashlib
 import importlib.util
 import os
 import shutil
@@ -24,12 +25,11 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import IO
 
-from imod_core.artifacts import sha256
 from imod_core.console import console
 from imod_core.errors import InputError, MissingExtraError, MissingFileError
 
 CHUNK = 1 << 20
-"""Bytes hashed or copied at a time."""
+"""Bytes copied at a time."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,12 @@ def cache_folder() -> Path:
     """Where archives and extracted members are kept; safe to delete."""
     chosen = os.environ.get("IMOD_CACHE")
     return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "imod" / "parts"
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file, as registries state it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fetch(part: Part) -> Path:

@@ -59,8 +59,8 @@ def _how(sources: Sources, facts: dict[str, Any]) -> str:
 
 
 def _digest(base: dict[str, Any]) -> str:
-    whole = base["sha256"]
-    return f"sha256 {whole[:16]}…" if whole else f"sha256 of its headers {base['headers_sha256'][:16]}…"
+    whole = base["blake3"]
+    return f"blake3 {whole[:16]}…" if whole else f"blake3 of its headers {base['headers_blake3'][:16]}…"
 
 
 def _training(source: Source) -> str:
@@ -74,7 +74,7 @@ def _training(source: Source) -> str:
         told = ", ".join(f"{key} {value}" for key, value in settings.items() if value is not None)
         lines.append(f"Settings: {told}.")
     if data := _data(source.adapter.parent):
-        lines.append("Data:\n\n" + "\n".join(f"- `{Path(name).name}` (sha256 {digest[:16]}…)" for name, digest in data))
+        lines.append("Data:\n\n" + "\n".join(f"- `{Path(name).name}` (blake3 {digest[:16]}…)" for name, digest in data))
     return "\n".join(lines)
 
 

@@ -12,7 +12,6 @@ OUT appears when all of it is there and the comparison passed. A merge that fail
 was interrupted goes on when the same command is run again.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -21,7 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from imod_core.artifacts import sha256, write_json, write_manifest
+from blake3 import blake3
+
+from imod_core.artifacts import blake3_of, write_json, write_manifest
 from imod_core.console import console
 from imod_core.errors import CheckFailed, InputError
 from imod_export.adapter import CONFIG, WEIGHTS, read_adapter
@@ -184,7 +185,7 @@ def _finish(
     from imod_export.card import write_card
 
     write_card(work.folder, sources, facts, costs, report)
-    digests = {shard.name: (work.record(shard.name) or {}).get("sha256", "") for shard in plan.shards}
+    digests = {shard.name: (work.record(shard.name) or {}).get("blake3", "") for shard in plan.shards}
     write_manifest(work.folder, "export", digests, **facts, parity=verdict)
 
 
@@ -194,8 +195,8 @@ def _facts(sources: Sources, plan: MergePlan, settings: ExportSettings, identity
         "method": sources.method,
         "base": {
             "path": str(sources.base),
-            "sha256": identity,
-            "headers_sha256": _headers_digest(plan),
+            "blake3": identity,
+            "headers_blake3": _headers_digest(plan),
             "verified": sources.verified,
         },
         **({"media": sources.media} if sources.media else {}),
@@ -215,7 +216,7 @@ def _facts(sources: Sources, plan: MergePlan, settings: ExportSettings, identity
 
 def _headers_digest(plan: MergePlan) -> str:
     """Of the base's names, shapes and dtypes: cheap, and enough to see that another base was meant."""
-    return hashlib.sha256(b"".join(shard.header for shard in plan.checkpoint.shards)).hexdigest()
+    return blake3(b"".join(shard.header for shard in plan.checkpoint.shards)).hexdigest()
 
 
 def _adapter_facts(sources: Sources) -> list[dict[str, Any]]:
@@ -223,8 +224,8 @@ def _adapter_facts(sources: Sources) -> list[dict[str, Any]]:
         {
             "path": str(source.adapter),
             "weight": source.weight,
-            "config_sha256": sha256(source.adapter / CONFIG),
-            "weights_sha256": sha256(source.adapter / WEIGHTS),
+            "config_blake3": blake3_of(source.adapter / CONFIG),
+            "weights_blake3": blake3_of(source.adapter / WEIGHTS),
         }
         for source in sources.adapters
     ]
@@ -233,12 +234,12 @@ def _adapter_facts(sources: Sources) -> list[dict[str, Any]]:
 def _fingerprint(sources: Sources, plan: MergePlan, settings: ExportSettings) -> str:
     """What an interrupted merge must have in common with this one to be gone on with."""
     headers = [
-        (shard.path.name, hashlib.sha256(shard.header).hexdigest(), shard.path.stat().st_mtime_ns)
+        (shard.path.name, blake3(shard.header).hexdigest(), shard.path.stat().st_mtime_ns)
         for shard in plan.checkpoint.shards
     ]
     options = [settings.dtype, settings.rounding, settings.seed, settings.untie, settings.max_shard]
     told = [str(sources.base.resolve()), headers, _adapter_facts(sources), options]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+    return blake3(json.dumps(told).encode()).hexdigest()
 
 
 def _say_plan(sources: Sources, plan: MergePlan) -> None:

@@ -28,8 +28,8 @@ from imod_export.weight import PART_BYTES, TORCH_DTYPES, OpenFiles, Weight, read
 from imod_export.work import Work
 from imod_export.writer import HashedWriter
 
-THREADS = min(max(1, (os.cpu_count() or 1) // 2), 8)
-"""That make parts; writing and hashing want as many again."""
+THREADS = min(os.cpu_count() or 1, 8)
+"""That make parts."""
 AHEAD_BYTES = 4 * THREADS * PART_BYTES
 """Of parts, read and made, that may be there before the one that is written; a larger part is alone."""
 
@@ -100,25 +100,37 @@ def _makers() -> Iterator[ThreadPoolExecutor]:
 def _write(
     plan: MergePlan, shards: list[OutputShard], work: Work, rounding: Rounding, pool: ThreadPoolExecutor
 ) -> Generator[str, None, None]:
-    """Write the shards; gives the name of each tensor when it is handed to the writer."""
-    for shard in shards:
-        unfinished = work.folder / f".{shard.name}.partial"
-        costs: list[RoundingCost] = []
-        with HashedWriter(unfinished) as target, OpenFiles() as files:
-            target.write(shard.header)
-            parts = _in_order(pool, _parts(plan, shard, files, rounding))
-            for name, made in groupby(parts, attrgetter("name")):
-                cost = RoundingCost(name)
-                for part in made:
-                    target.write(part.data)
-                    for sample in part.samples:
-                        cost.add(*sample)
-                if name in plan.changes and plan.changes[name].updates:
-                    costs.append(cost)
-                yield name
-        if unfinished.stat().st_size != shard.nbytes:
-            raise InputError(f"{unfinished} has {unfinished.stat().st_size} bytes, not {shard.nbytes}: run it again.")
-        work.finish(shard.name, unfinished, {"sha256": target.sha256, "costs": [cost.result() for cost in costs]})
+    """Write the shards, each while the one before goes to the disk; gives the name of each tensor when it is handed to
+    the writer."""
+    finished: Future[None] | None = None
+    with ThreadPoolExecutor(1, "finish") as finisher:
+        for shard in shards:
+            costs: list[RoundingCost] = []
+            with HashedWriter(work.folder / f".{shard.name}.partial") as target, OpenFiles() as files:
+                target.write(shard.header)
+                parts = _in_order(pool, _parts(plan, shard, files, rounding))
+                for name, made in groupby(parts, attrgetter("name")):
+                    samples = []
+                    for part in made:
+                        target.write(part.data)
+                        samples += part.samples
+                    if name in plan.changes and plan.changes[name].updates:
+                        costs.append(RoundingCost(name))
+                        costs[-1].add(*map(torch.cat, zip(*samples, strict=True)))
+                    yield name
+            if finished:
+                finished.result()
+            finished = finisher.submit(_finish, shard, target, work, costs)
+        if finished:
+            finished.result()
+
+
+def _finish(shard: OutputShard, written: HashedWriter, work: Work, costs: list[RoundingCost]) -> None:
+    """Note a shard that is whole and on disk."""
+    digest, nbytes = written.finish(), written.path.stat().st_size
+    if nbytes != shard.nbytes:
+        raise InputError(f"{written.path} has {nbytes} bytes, not {shard.nbytes}: run it again.")
+    work.finish(shard.name, written.path, {"blake3": digest, "costs": [cost.result() for cost in costs]})
 
 
 def _in_order(pool: ThreadPoolExecutor, parts: Iterable[Part]) -> Iterator[Made]:

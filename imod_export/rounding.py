@@ -15,7 +15,7 @@ import torch
 MODES = ("nearest", "stochastic")
 WARN_LOST = 0.1
 """Share of an update lost to rounding above which a merge warns."""
-COST_PLACES, COST_VALUES = 16, 1 << 14
+COST_PLACES, COST_VALUES = 16, 1 << 12
 """What rounding costs is seen from so many values at each of so many places, evenly over what updates change."""
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-from imod_core.artifacts import MANIFEST, model_identity, read_json, read_manifest, sha256
+from imod_core.artifacts import MANIFEST, blake3_of, model_identity, read_json, read_manifest
 from imod_core.console import console
 from imod_core.errors import ImodError, InputError, MissingFileError
 from imod_core.hub import download, is_hub_name
@@ -141,14 +141,14 @@ def _run(run: Path, base: Path | None) -> tuple[Source, Path]:
     for name in (CONFIG, WEIGHTS):
         if not (run / "adapter" / name).is_file():
             raise MissingFileError(f"{run / 'adapter'} has no {name}: the run is not whole, train it again.")
-        if sha256(run / "adapter" / name) != manifest.get("files", {}).get(f"adapter/{name}"):
+        if blake3_of(run / "adapter" / name) != manifest.get("files", {}).get(f"adapter/{name}"):
             raise InputError(
                 f"{run / 'adapter' / name} was changed after the run ended: "
                 f"to merge it all the same, give --merge {run / 'adapter'}."
             )
     trained_on = manifest.get("base", {})
     folder = _model_folder(base or trained_on.get("path"), run)
-    identity = str(trained_on.get("sha256"))
+    identity = str(trained_on.get("blake3"))
     if base and _is_quantised(trained_on.get("path")):
         console.print(f"{run} was trained on a quantised base: {folder} is taken as what that was made from.")
         return Source(run / "adapter", 1.0, None, manifest.get("method"), manifest), folder

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from imod_core.artifacts import MANIFEST, read_json, sha256, write_json
+from imod_core.artifacts import MANIFEST, blake3_of, read_json, write_json
 from imod_core.console import console
 from imod_core.errors import CheckFailed, InputError, MissingFileError
 from imod_export.adapter import CONFIG
@@ -65,14 +65,14 @@ def _attached(
         return tuple((source.adapter, source.weight) for source in sources.adapters), sources.base
     named = manifest.get("adapters") or [manifest[key] for key in ("adapter",) if key in manifest]
     folder_of_base = base or Path((manifest.get("base") or {}).get("path", ""))
-    found = [(Path(a["path"]), float(a.get("weight", 1.0)), a["weights_sha256"]) for a in named]
+    found = [(Path(a["path"]), float(a.get("weight", 1.0)), a["weights_blake3"]) for a in named]
     there = all((path / CONFIG).is_file() for path, _, _ in found) and (folder_of_base / "config.json").is_file()
     if not found or not there:
         if found:
             console.print(f"{folder} names an adapter or a base that is not there: it is not compared with them.")
         return (), None
     for path, _, digest in found:
-        if sha256(path / "adapter_model.safetensors") != digest:
+        if blake3_of(path / "adapter_model.safetensors") != digest:
             raise InputError(f"{path} is not the adapter that is in {folder}: say with --merge which one is.")
     return tuple((path, weight) for path, weight, _ in found), folder_of_base
 
@@ -85,7 +85,9 @@ def _costs(folder: Path) -> list[dict[str, Any]]:
 def _refresh(folder: Path, manifest: dict[str, Any], report: Report) -> None:
     """The folder's manifest with the new verdict."""
     files = dict(manifest.get("files") or {})
-    files |= {f"parity/{path.name}": sha256(path) for path in sorted((folder / "parity").iterdir()) if path.is_file()}
+    files |= {
+        f"parity/{path.name}": blake3_of(path) for path in sorted((folder / "parity").iterdir()) if path.is_file()
+    }
     write_json(folder / MANIFEST, json.loads(json.dumps({**manifest, "parity": report.verdict, "files": files})))
 
 

@@ -72,12 +72,13 @@ class Weight:
     def blocks(self, first: int, end: int) -> Iterator[tuple[int, torch.Tensor]]:
         """First row and values `(m, columns)`, float32, of the rows `first` to `end` before the low-rank updates.
 
-        The rows, one of `parts`, are read at once.
+        The rows, one of `parts`, are read at once. Each block takes the place of the one before.
         """
         stored = read_values(self.file, self.info, first * self.columns, (end - first) * self.columns)
+        room = torch.empty(min(self.step, end - first), self.columns)
         blocks = stored.view(end - first, self.columns).split(self.step)
         for start, rows in zip(range(first, end, self.step), blocks, strict=False):  # an empty tensor splits into one
-            block = rows.float()
+            block = room[: len(rows)].copy_(rows)
             if self._replaced:
                 _finite(block, self.info)
             for i in self._given_in(block, start):
@@ -152,6 +153,6 @@ def _whole(info: TensorInfo) -> torch.Tensor:
 
 
 def _finite(values: torch.Tensor, info: TensorInfo) -> torch.Tensor:
-    if not bool(values.isfinite().all()):
+    if values.numel() and not torch.stack(values.aminmax()).isfinite().all():
         raise InputError(f"'{info.name}' in {info.path} holds NaN or infinity: the training diverged, take another.")
     return values

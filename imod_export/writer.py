@@ -1,6 +1,5 @@
 """A file written, synced and hashed behind the back of whoever makes its contents: none waits for the others."""
 
-import hashlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,6 +7,8 @@ from queue import Queue
 from threading import Event, Thread
 from types import TracebackType
 from typing import Any
+
+from blake3 import blake3
 
 HANDOVER_BYTES = 4 << 20
 """Blocks are handed over together: waking a thread costs as much as making a small block."""
@@ -20,13 +21,13 @@ SYNC_BYTES = 64 << 20
 
 
 class HashedWriter:
-    """A new file at `path`; `sha256` holds its digest once the context is left, the data being on disk.
+    """A new file at `path`, which takes what is written within the context; `finish` has it on disk.
 
-    What a thread stumbles over is raised by the next `write`, or at the end.
+    What a thread stumbles over is raised by the next `write`, or by `finish`.
     """
 
     def __init__(self, path: Path):
-        self.path, self.sha256 = path, ""
+        self.path, self._digest = path, blake3()
         self._error: BaseException | None = None
         self._pending: list[bytes | memoryview] = []
         self._pending_bytes = 0
@@ -45,6 +46,14 @@ class HashedWriter:
         if self._pending_bytes >= HANDOVER_BYTES:
             self._hand_over()
 
+    def finish(self) -> str:
+        """Wait until all that was written is on disk and hashed; its BLAKE3."""
+        for thread in self._threads:
+            thread.join()
+        if self._error:
+            raise self._error
+        return self._digest.hexdigest()
+
     def _hand_over(self) -> None:
         for queue in self._queues:
             queue.put(self._pending)
@@ -61,10 +70,9 @@ class HashedWriter:
         self._hand_over()
         for queue in self._queues:
             queue.put(None)
-        for thread in self._threads:
-            thread.join()
-        if self._error and error is None:
-            raise self._error
+        if error:
+            for thread in self._threads:
+                thread.join()
 
     def _work(self, work: Callable[[Iterator[Any]], None], handovers: Iterator[Any]) -> None:
         try:
@@ -84,11 +92,9 @@ class HashedWriter:
                 syncing.wrote(len(block))
 
     def _hash(self, handovers: Iterator[Any]) -> None:
-        digest = hashlib.sha256()
         for blocks in handovers:
             for block in blocks:
-                digest.update(block)
-        self.sha256 = digest.hexdigest()
+                self._digest.update(block)
 
 
 class Syncing:

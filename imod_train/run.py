@@ -23,10 +23,10 @@ from torch.utils.data import Dataset
 
 from imod_core.artifacts import (
     MANIFEST,
+    blake3_of,
     model_identity,
     new_folder,
     read_manifest,
-    sha256,
     write_json,
     write_manifest,
     write_text,
@@ -79,7 +79,7 @@ def train(recipe: Recipe, run: Path, resume: bool = False) -> Path:
     for stage in recipe.stages:
         _stage(peft_model, recipe, stage, datasets.pop(stage.name), feed.collator(stage), run)
     _save(peft_model, run)
-    base = {"path": recipe.base, "sha256": inputs["base"], "model_type": model.config.model_type}
+    base = {"path": recipe.base, "blake3": inputs["base"], "model_type": model.config.model_type}
     seconds = round(time.monotonic() - started, 1)
     read = {name: value for name, value in asdict(recipe.media).items() if value is not None}
     write_manifest(
@@ -140,7 +140,7 @@ def _inputs(recipe: Recipe) -> dict[str, Any]:
     """Digests of what the run is made from."""
     data = sorted({path for stage in recipe.stages for path in stage.data})
     base = model_identity(model_folder(recipe.base, "base"))
-    return {"base": base, "data": {path: sha256(Path(path)) for path in data}}
+    return {"base": base, "data": {path: blake3_of(Path(path)) for path in data}}
 
 
 def _check_inputs(run: Path, inputs: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from PIL import Image
 from transformers import AutoConfig
 from transformers.utils import logging
 
-from imod_core.artifacts import sha256
+from imod_core.artifacts import blake3_of
 from imod_core.avt.modeling_avt import AvtForConditionalGeneration, AvtModel
 from imod_core.avt.processing_avt import AvtProcessor
 from imod_core.console import track
@@ -128,7 +128,7 @@ class TowerStates:
 
     def _file(self, kind: str, path: Path) -> Path:
         if path not in self._digests:
-            self._digests[path] = sha256(path)
+            self._digests[path] = blake3_of(path)
         name = hashlib.sha256(f"{self._identity}:{kind}:{self._digests[path]}".encode()).hexdigest()
         return self.cache / name[:2] / f"{name}.npy"
 

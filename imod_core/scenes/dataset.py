@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from imod_core import __version__
-from imod_core.artifacts import new_folder, read_json, sha256, write_json, write_text
+from imod_core.artifacts import blake3_of, new_folder, read_json, write_json, write_text
 from imod_core.console import console
 from imod_core.errors import InputError
 from imod_core.parts import PARTS
@@ -136,7 +136,7 @@ def _manifest(folder: Path, clips: list[Clip], settings: ScenesSettings) -> dict
         "settings": asdict(settings),
         "clips": {split: sum(clip.split == split for clip in clips) for split in SPLITS},
         "questions": {split: sum(len(c.questions) for c in clips if c.split == split) for split in SPLITS},
-        "files": {name: sha256(folder / name) for name in names},
+        "files": {name: blake3_of(folder / name) for name in names},
     }
 
 

@@ -4,7 +4,6 @@
 what depends on lengths. Weights stay torch tensors until they are written, so a model needs its own memory once.
 """
 
-import hashlib
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 import torch
+from blake3 import blake3
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from imod_export.onnx.components import Component
@@ -72,7 +72,7 @@ def duplicates(model: ir.Model) -> Iterator[tuple[ir.Value, ir.Value]]:
     for value in list(model.graph.initializers.values()):
         tensor = value.const_value
         if tensor is not None and tensor.nbytes >= DUPLICATE_BYTES:
-            key = (tensor.dtype, tuple(tensor.shape), hashlib.sha256(tensor.tobytes()).digest())
+            key = (tensor.dtype, tuple(tensor.shape), blake3(tensor.tobytes()).digest())
             first = seen.setdefault(key, value)
             if first is not value:
                 yield first, value

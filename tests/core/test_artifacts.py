@@ -9,11 +9,11 @@ import pytest
 
 from imod_core.artifacts import (
     MANIFEST,
+    blake3_of,
     model_identity,
     new_folder,
     read_manifest,
     ready_folder,
-    sha256,
     write_manifest,
 )
 from imod_core.errors import InputError, MissingFileError
@@ -76,7 +76,7 @@ def test_the_manifest_names_every_file_with_its_digest(tmp_path: Path) -> None:
     (tmp_path / "checkpoints/x").write_text("work in progress")
     write_manifest(tmp_path, "run", method="imod")
     manifest = read_manifest(tmp_path, "run")
-    assert manifest["files"] == {"sub/a.txt": sha256(tmp_path / "sub/a.txt")}
+    assert manifest["files"] == {"sub/a.txt": blake3_of(tmp_path / "sub/a.txt")}
     assert manifest["method"] == "imod"
 
 

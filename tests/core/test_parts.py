@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from imod_core import parts
-from imod_core.artifacts import sha256
 from imod_core.errors import InputError, MissingFileError
-from imod_core.parts import PARTS, Part, extract, fetch, read
+from imod_core.parts import PARTS, Part, extract, fetch, read, sha256
 
 SMALL = PARTS["iconify-fluent-emoji-flat"]
 

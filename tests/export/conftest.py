@@ -60,7 +60,7 @@ class Forge:
 
         run = self.root / name
         shutil.copytree(adapter, run / "adapter")
-        write_manifest(run, "run", method="imod", base={"path": str(base), "sha256": model_identity(base)})
+        write_manifest(run, "run", method="imod", base={"path": str(base), "blake3": model_identity(base)})
         return run
 
 

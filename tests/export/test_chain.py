@@ -110,14 +110,14 @@ def test_another_folder_is_a_link_and_a_forgotten_layer_in_it_is_seen(merged, ba
 
 
 def test_the_manifest_follows_a_new_comparison(merged, tmp_path):
-    from imod_core.artifacts import sha256
+    from imod_core.artifacts import blake3_of
 
     folder = shutil.copytree(merged, tmp_path / "merged")
     result = CliRunner().invoke(group, ["parity", str(folder), "--against", str(merged)])
     assert result.exit_code == 0, result.exception
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["parity"]["chain"] == ["attached", "merged", "merged"]
-    assert all(sha256(folder / name) == digest for name, digest in manifest["files"].items())
+    assert all(blake3_of(folder / name) == digest for name, digest in manifest["files"].items())
 
 
 def test_a_merge_that_fails_is_kept_when_asked_for(forge, base, tmp_path):

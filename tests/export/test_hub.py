@@ -101,7 +101,7 @@ def test_a_trained_runs_card_names_its_data_and_settings(forge, adapter, base, t
     (run / "manifest.json").write_text(json.dumps(manifest))
     (run / "inputs.json").write_text(json.dumps({"data": {"some/where/train.jsonl": "ab" * 32}}))
     _, body = card(export(run, tmp_path / "out", base, ExportSettings(parity=False)))
-    assert "`train.jsonl` (sha256 abababababababab…)" in body
+    assert "`train.jsonl` (blake3 abababababababab…)" in body
     assert "some/where" not in body
     assert "lambda1 0.01" in body
     assert "was not compared" in body

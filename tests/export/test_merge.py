@@ -73,9 +73,9 @@ def test_the_manifest_names_base_adapter_method_and_every_file(base, merged, run
     run = json.loads((run_folder / "manifest.json").read_text())
     assert manifest["kind"] == "export"
     assert manifest["method"] == "imod"
-    told = {key: manifest["base"][key] for key in ("path", "sha256", "verified")}
-    assert told == {"path": str(base), "sha256": run["base"]["sha256"], "verified": True}
-    assert manifest["adapter"]["weights_sha256"] == run["files"]["adapter/adapter_model.safetensors"]
+    told = {key: manifest["base"][key] for key in ("path", "blake3", "verified")}
+    assert told == {"path": str(base), "blake3": run["base"]["blake3"], "verified": True}
+    assert manifest["adapter"]["weights_blake3"] == run["files"]["adapter/adapter_model.safetensors"]
     counts = {"lora": 21, "saved": 16, "untouched": 70}
     assert manifest["merged"] == {**counts, "dtype": "float32", "rounding": "nearest"}
     assert manifest["parity"]["passed"]
