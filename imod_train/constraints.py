@@ -15,6 +15,7 @@ as printed lacks a derivative; it is `-w ∂ρ/∂A`.
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 
 from imod_train.masks import NON_TEXT_BLOCK, SHARED_BLOCK, TEXT_BLOCK
 from imod_train.tokens import TokenWeights
@@ -97,7 +98,7 @@ def maac_rows(shared: torch.Tensor, weights: TokenWeights) -> torch.Tensor:
     pooled = torch.cat([weights.means, weights.means / norms], 1) @ shared  # (B, 4S, r)
     centers, directions = pooled.unflatten(1, (2, -1, 2)).unbind(1)  # (B, S, 2, r): text, non-text
     lengths = torch.linalg.vector_norm(centers, dim=-1, keepdim=True)
-    inverse = torch.where(lengths > ZERO_NORM, 1 / lengths, 0)
+    inverse = F.threshold(lengths, ZERO_NORM, torch.inf).reciprocal()
     units = centers * inverse
     rho = units.prod(2, keepdim=True).sum(-1, keepdim=True)
     w = (units * directions).sum((2, 3), keepdim=True)

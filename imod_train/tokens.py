@@ -183,8 +183,8 @@ def packed_segments(positions: Any, attention_mask: Any, modality: torch.Tensor)
 
     A sequence of a packed row starts where all components of its position (one, or several with M-RoPE) are
     0 and the mask, if it is (B, L), shows no padding. `positions` is (B, L), (1, L) or (C, B, L); None, or a
-    shape that fits no token, means one sequence a row. Reading the number of sequences waits for the device
-    once a forward pass, and only where position_ids are given.
+    shape that fits no token, means one sequence a row. Reading the number of sequences waits for the device once a
+    forward pass, and only where position_ids are given, with which transformers waits too when it makes its mask.
     """
     if not isinstance(positions, torch.Tensor) or positions.shape[-1] != modality.shape[-1]:
         return None, 1
