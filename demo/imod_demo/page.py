@@ -22,6 +22,11 @@ LONGEST_ANSWER = 1024
 """Tokens."""
 TO_QUESTION = "() => document.querySelector('#composer').scrollIntoView({block: 'nearest'})"
 """On a phone the question stands below the examples."""
+LOOKED_AT = """() => {
+  const news = document.querySelector('[data-news]');
+  if (news.textContent.startsWith('Looking at')) news.textContent = '';
+}"""
+"""What was being looked at lies in the tray, or a notice says why not."""
 QUICK: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 AT_ONCE: dict[str, Any] = {**QUICK, "queue": False}
 SAID: dict[str, Any] = {**QUICK, "concurrency_limit": None}
@@ -175,7 +180,8 @@ class Page:
         running = [*answering, self._finding(self.matters.input, cancels=answering[1::2])]
         self.stop.click(acts.end, None, [self.stop, self.busy], cancels=running, **AT_ONCE)
 
-        self.stage.upload(acts.receive, [self.waiting, self.states[0]], tray, **LOOKING)
+        looked = self.stage.upload(acts.receive, [self.waiting, self.states[0]], tray, **LOOKING)
+        looked.then(None, js=LOOKED_AT, **QUICK)
         self.tray.select(acts.take_out, [self.waiting, self.states[0]], tray, **AT_ONCE)
         self.examples.select(acts.try_example, None, [*page, *tray, self.question], cancels=running, **AT_ONCE).then(
             None, js=TO_QUESTION, **QUICK

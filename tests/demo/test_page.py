@@ -140,10 +140,17 @@ def test_a_corrupt_file_gets_a_sentence_and_the_page_goes_on(page, media, tmp_pa
     assert "broken.mp4" in notice.inner_text()
     assert "/" not in notice.inner_text()
     assert page.locator("#tray .card").count() == 0
+    looked_at(page)
     upload(page, media / "picture.png")
     assert page.locator("#stage [role=alert]").count() == 0
+    looked_at(page)
     page.click("#tray .out")
     page.wait_for_function("!document.querySelector('#tray .card')")
+
+
+def looked_at(page):
+    """Wait until the page no longer says that it looks at a file."""
+    page.wait_for_function("document.querySelector('[data-news]').textContent === ''")
 
 
 def test_the_keyboard_alone_is_enough(page):
