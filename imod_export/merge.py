@@ -29,7 +29,7 @@ from imod_export.work import Work
 from imod_export.writer import HashedWriter
 
 THREADS = min(os.cpu_count() or 1, 8)
-"""That make parts."""
+"""That make parts; what is in memory grows by some 80 MB with each."""
 AHEAD_BYTES = 4 * THREADS * PART_BYTES
 """Of parts, read and made, that may be there before the one that is written; a larger part is alone."""
 
