@@ -65,7 +65,7 @@ def _attached(
         return tuple((source.adapter, source.weight) for source in sources.adapters), sources.base
     named = manifest.get("adapters") or [manifest[key] for key in ("adapter",) if key in manifest]
     folder_of_base = base or Path((manifest.get("base") or {}).get("path", ""))
-    found = [(Path(a["path"]), float(a.get("weight", 1.0)), a["weights_blake3"]) for a in named]
+    found = [(Path(a["path"]), float(a.get("weight", 1.0)), a.get("weights_blake3")) for a in named]
     there = all((path / CONFIG).is_file() for path, _, _ in found) and (folder_of_base / "config.json").is_file()
     if not found or not there:
         if found:
