@@ -144,24 +144,27 @@ def compare(place: Path, gb: float, rounds: int, peft: bool) -> dict:
     commands = {
         "copy": ["-c", COPY, str(base), str(target)],
         "imod": merge,
-        **({"peft": ["-c", PEFT, str(base), str(adapter), str(target)]} if peft else {}),
     }
+    if peft:
+        commands["peft"] = ["-c", PEFT, str(base), str(adapter), str(target)]
     found: dict[str, list[tuple[float, float, int]]] = {name: [] for name in commands}
     for number in range(rounds):
         for name, arguments in commands.items():
             found[name].append(measure([sys.executable, *arguments], target, place / f"{name}.log"))
             console.print(f"round {number + 1}: {name} {found[name][-1][0]:.1f} s")
     memory = {name: max(run[2] for run in runs) for name, runs in found.items()}
-    return {
+    result = {
         "bytes": sum(path.stat().st_size for path in base.glob("*.safetensors")),
         "rounds": rounds,
         "seconds": {name: statistics.median(run[0] for run in runs) for name, runs in found.items()},
         "cpu_seconds": {name: statistics.median(run[1] for run in runs) for name, runs in found.items()},
         "peak_bytes": memory,
         "imod/copy": _ratio(found["imod"], found["copy"]),
-        **({"peft/imod": _ratio(found["peft"], found["imod"])} if peft else {}),
-        **({"peft/imod memory": memory["peft"] / memory["imod"]} if peft else {}),
     }
+    if peft:
+        result["peft/imod"] = _ratio(found["peft"], found["imod"])
+        result["peft/imod memory"] = memory["peft"] / memory["imod"]
+    return result
 
 
 def _ratio(runs: list[tuple[float, float, int]], others: list[tuple[float, float, int]]) -> float:

@@ -29,8 +29,8 @@ from imod_export.work import Work
 from imod_export.writer import HashedWriter
 
 THREADS = min(os.cpu_count() or 1, 8)
-"""That make parts; what is in memory grows by some 80 MB with each."""
-AHEAD_BYTES = 4 * THREADS * PART_BYTES
+"""That make parts."""
+AHEAD_BYTES = 2 * THREADS * PART_BYTES
 """Of parts, read and made, that may be there before the one that is written; a larger part is alone."""
 
 
@@ -102,27 +102,36 @@ def _write(
 ) -> Generator[str, None, None]:
     """Write the shards, each while the one before goes to the disk; gives the name of each tensor when it is handed to
     the writer."""
-    finished: Future[None] | None = None
+    finishing: list[Future[None]] = []
     with ThreadPoolExecutor(1, "finish") as finisher:
         for shard in shards:
-            costs: list[RoundingCost] = []
-            with HashedWriter(work.folder / f".{shard.name}.partial") as target, OpenFiles() as files:
-                target.write(shard.header)
-                parts = _in_order(pool, _parts(plan, shard, files, rounding))
-                for name, made in groupby(parts, attrgetter("name")):
-                    samples = []
-                    for part in made:
-                        target.write(part.data)
-                        samples += part.samples
-                    if name in plan.changes and plan.changes[name].updates:
-                        costs.append(RoundingCost(name))
-                        costs[-1].add(*map(torch.cat, zip(*samples, strict=True)))
-                    yield name
-            if finished:
-                finished.result()
-            finished = finisher.submit(_finish, shard, target, work, costs)
-        if finished:
-            finished.result()
+            with HashedWriter(work.folder / f".{shard.name}.partial") as target:
+                costs = yield from _fill(target, plan, shard, rounding, pool)
+            while finishing:
+                finishing.pop().result()
+            finishing.append(finisher.submit(_finish, shard, target, work, costs))
+        while finishing:
+            finishing.pop().result()
+
+
+def _fill(
+    target: HashedWriter, plan: MergePlan, shard: OutputShard, rounding: Rounding, pool: ThreadPoolExecutor
+) -> Generator[str, None, list[RoundingCost]]:
+    """Hand a shard to its writer; gives the names of its tensors, and in the end what rounding cost."""
+    costs: list[RoundingCost] = []
+    target.write(shard.header)
+    with OpenFiles() as files:
+        parts = _in_order(pool, _parts(plan, shard, files, rounding))
+        for name, made in groupby(parts, attrgetter("name")):
+            samples = []
+            for part in made:
+                target.write(part.data)
+                samples += part.samples
+            if name in plan.changes and plan.changes[name].updates:
+                costs.append(RoundingCost(name))
+                costs[-1].add(*map(torch.cat, zip(*samples, strict=True)))
+            yield name
+    return costs
 
 
 def _finish(shard: OutputShard, written: HashedWriter, work: Work, costs: list[RoundingCost]) -> None:

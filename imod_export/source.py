@@ -70,7 +70,7 @@ class Sources:
 
 
 class Identity:
-    """A base's identity, found beside other work: hashing a large base takes as long as copying it.
+    """A base's identity, found beside other work: a large base takes a while to read.
 
     Only where an adapter recorded its base's is there anything to compare it with; elsewhere it is not looked for.
     """

@@ -21,8 +21,6 @@ pytestmark = [pytest.mark.server, pytest.mark.timeout(900)]
 
 LENGTH = 1024
 """Tokens of a long answer; the model makes them in a second or less."""
-HTTP = httpx.Client(trust_env=False)
-"""Kept open: making one takes as long as hundreds of tokens."""
 
 
 def talkative(client):
@@ -78,7 +76,7 @@ def generated(client):
 
 
 def metric(client, name):
-    metrics = HTTP.get(f"{client.url}/metrics").text
+    metrics = httpx.get(f"{client.url}/metrics", trust_env=False).text
     return sum(float(n) for n in re.findall(rf"^{name}\{{.*\}} (\S+)", metrics, re.M))
 
 

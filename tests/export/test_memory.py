@@ -14,8 +14,8 @@ from .bare import write_bare
 
 EXPERTS = (2, 4096, 8192)
 MEGABYTES = {"merge": 200, "unmerge": 100}
-"""Above what loading torch takes, with one thread: parts in the making, and those that wait to be written. A row of the
-large tensor has 67 in bfloat16 and 134 in float32, all of it twice as many."""
+"""Above what loading torch takes: parts in the making, and those that wait to be written. A row of the large tensor has
+67 in bfloat16 and 134 in float32, all of it twice as many."""
 MEASURE = """
 import sys
 from pathlib import Path
@@ -25,7 +25,6 @@ from imod_export import card, merge, unmerge
 def peak():
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) / 1000
 
-merge.THREADS, merge.AHEAD_BYTES = 1, 4 * merge.PART_BYTES
 adapter, base, out = map(Path, sys.argv[2:])
 before = peak()
 if sys.argv[1] == "merge":
