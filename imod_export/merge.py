@@ -9,12 +9,13 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from operator import attrgetter
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 
 from imod_core.artifacts import write_json
@@ -26,12 +27,12 @@ from imod_export.rounding import Rounding, RoundingCost, cast_into, sampled_rows
 from imod_export.tensors import INDEX, ITEM_BYTES
 from imod_export.weight import PART_BYTES, TORCH_DTYPES, OpenFiles, Weight, read_bytes
 from imod_export.work import Work
-from imod_export.writer import HashedWriter
+from imod_export.writer import HashedWriter, Room
 
 THREADS = min(os.cpu_count() or 1, 8)
 """That make parts."""
-AHEAD_BYTES = 2 * THREADS * PART_BYTES
-"""Of parts, read and made, that may be there before the one that is written; a larger part is alone."""
+AHEAD_BYTES = (THREADS + 1) * PART_BYTES
+"""Of parts that may be there before the one that is written; a larger part is alone."""
 
 
 def write_weights(
@@ -69,8 +70,7 @@ def rounding_costs(plan: MergePlan, work: Work) -> list[dict[str, Any]]:
 class Part:
     """Some of a tensor that is yet to be made."""
 
-    nbytes: int
-    """That making it reads and holds in the end."""
+    room: Room
     make: Callable[[], "Made"]
 
 
@@ -79,9 +79,9 @@ class Made:
     """Some rows of a tensor of the merge."""
 
     name: str
-    data: memoryview
-    """The bytes to be written."""
-    samples: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = field(default_factory=list)
+    room: Room
+    """Filled."""
+    sample: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
     """Of some of the rows base, update and what is stored, for the cost of rounding."""
 
 
@@ -119,15 +119,17 @@ def _fill(
 ) -> Generator[str, None, list[RoundingCost]]:
     """Hand a shard to its writer; gives the names of its tensors, and in the end what rounding cost."""
     costs: list[RoundingCost] = []
-    target.write(shard.header)
+    header = target.room(len(shard.header))
+    header.data[:] = np.frombuffer(shard.header, np.uint8)
+    target.write(header)
     with OpenFiles() as files:
-        parts = _in_order(pool, _parts(plan, shard, files, rounding))
+        parts = _in_order(pool, _parts(target, plan, shard, files, rounding))
         for name, made in groupby(parts, attrgetter("name")):
             samples = []
             for part in made:
-                target.write(part.data)
-                samples += part.samples
-            if name in plan.changes and plan.changes[name].updates:
+                target.write(part.room)
+                samples += [part.sample] if part.sample else []
+            if samples:
                 costs.append(RoundingCost(name))
                 costs[-1].add(*map(torch.cat, zip(*samples, strict=True)))
             yield name
@@ -145,52 +147,55 @@ def _finish(shard: OutputShard, written: HashedWriter, work: Work, costs: list[R
 def _in_order(pool: ThreadPoolExecutor, parts: Iterable[Part]) -> Iterator[Made]:
     pending: deque[tuple[int, Future[Made]]] = deque()
     for part in parts:
-        while pending and part.nbytes + sum(nbytes for nbytes, _ in pending) > AHEAD_BYTES:
+        nbytes = len(part.room.data)
+        while pending and nbytes + sum(before for before, _ in pending) > AHEAD_BYTES:
             yield pending.popleft()[1].result()
-        pending.append((part.nbytes, pool.submit(part.make)))
+        pending.append((nbytes, pool.submit(part.make)))
     while pending:
         yield pending.popleft()[1].result()
 
 
-def _parts(plan: MergePlan, shard: OutputShard, files: OpenFiles, rounding: Rounding) -> Iterator[Part]:
+def _parts(
+    target: HashedWriter, plan: MergePlan, shard: OutputShard, files: OpenFiles, rounding: Rounding
+) -> Iterator[Part]:
     """The parts of a shard, in the order of its data; at least one of each tensor."""
     for output in shard.tensors:
         change = plan.changes.get(output.name)
         if change is None and output.dtype == output.source.dtype:
+            source = files[output.source.path]
             for first in range(0, max(output.nbytes, 1), PART_BYTES):
-                yield Part(PART_BYTES, partial(_copied, output, files[output.source.path], first))
+                room = target.room(min(PART_BYTES, output.nbytes - first))
+                yield Part(room, partial(_copied, room, output, source, first))
             continue
         weight = Weight(output.source, change, files)
         sampled = sampled_rows(weight.covered, weight.columns)
-        size = weight.columns * (ITEM_BYTES[weight.info.dtype] + ITEM_BYTES[output.dtype])
         for first, end in weight.parts():
-            yield Part((end - first) * size, partial(_merged, output, weight, first, end, rounding, sampled))
+            room = target.room((end - first) * weight.columns * ITEM_BYTES[output.dtype])
+            yield Part(room, partial(_merged, room, output, weight, first, end, rounding, sampled))
 
 
-def _copied(output: Output, source: BinaryIO, first: int) -> Made:
-    buffer = torch.empty(min(PART_BYTES, output.nbytes - first), dtype=torch.uint8).numpy().data
-    return Made(output.name, read_bytes(source, output.source, first, buffer))
+def _copied(room: Room, output: Output, source: BinaryIO, first: int) -> Made:
+    read_bytes(source, output.source, first, room.data.data)
+    return Made(output.name, room)
 
 
-def _merged(output: Output, weight: Weight, first: int, end: int, rounding: Rounding, sampled: Sequence[range]) -> Made:
+def _merged(
+    room: Room, output: Output, weight: Weight, first: int, end: int, rounding: Rounding, sampled: Sequence[int]
+) -> Made:
     """The rows `first` to `end` as they are stored, with those of them that are `sampled` for the cost of it."""
-    stored = torch.empty(end - first, weight.columns, dtype=TORCH_DTYPES[output.dtype])
-    made = Made(output.name, stored.flatten().view(torch.uint8).numpy().data)
+    chosen = [row for row in sampled if first <= row < end]
+    before = []
+    stored = torch.from_numpy(room.data).view(TORCH_DTYPES[output.dtype]).view(end - first, weight.columns)
     for (start, rows), target in zip(weight.blocks(first, end), stored.split(weight.step), strict=False):
-        seen = [(piece, rows[piece].clone()) for piece in _within(sampled, start, start + len(rows))]
+        if here := [row - start for row in chosen if start <= row < start + len(rows)]:
+            before.append(rows[here])
         cast_into(
             target, weight.update(rows, start), rounding.generator(output.name, start) if weight.updates else None
         )
         if target.dtype == torch.float16 and bool((target.isinf() & rows.isfinite()).any()):
             raise InputError(f"'{output.name}' holds values beyond float16's range: use --dtype bfloat16 or float32.")
-        for piece, before in seen:
-            update = weight.update(torch.zeros_like(before), start + piece.start)
-            made.samples.append((before, update, target[piece]))
-    return made
-
-
-def _within(rows: Sequence[range], first: int, end: int) -> list[slice]:
-    """What of `rows` lies between `first` and `end`, counted from `first`."""
-    return [
-        slice(max(r.start, first) - first, min(r.stop, end) - first) for r in rows if r.start < end and first < r.stop
-    ]
+    if not chosen:
+        return Made(output.name, room)
+    return Made(
+        output.name, room, (torch.cat(before), weight.update_of(chosen), stored[[row - first for row in chosen]])
+    )

@@ -15,8 +15,8 @@ import torch
 MODES = ("nearest", "stochastic")
 WARN_LOST = 0.1
 """Share of an update lost to rounding above which a merge warns."""
-COST_PLACES, COST_VALUES = 16, 1 << 12
-"""What rounding costs is seen from so many values at each of so many places, evenly over what updates change."""
+COST_ROWS, COST_VALUES = 16, 1 << 15
+"""What rounding costs is seen from so many rows at least, and about so many values."""
 
 
 @dataclass(frozen=True)
@@ -102,16 +102,14 @@ class RoundingCost:
         }
 
 
-def sampled_rows(covered: Sequence[range], columns: int) -> list[range]:
-    """Rows from which the cost is seen, of the rows `covered` by updates, which have `columns` values each."""
-    between = max(1, -(-sum(map(len, covered)) // COST_PLACES))
-    seen = min(between, max(1, COST_VALUES // max(columns, 1)))
+def sampled_rows(covered: Sequence[range], columns: int) -> list[int]:
+    """Rows from which the cost is seen, evenly over the rows `covered` by updates, which have `columns` values each."""
+    count = sum(map(len, covered))
+    seen = min(count, max(COST_ROWS, COST_VALUES // max(columns, 1)))
+    places = [number * count // seen for number in range(seen)]
     found, before = [], 0
     for rows in covered:
-        for place in range(before - before % between, before + len(rows), between):
-            piece = rows[max(place - before, 0) : max(place + seen - before, 0)]
-            if piece:
-                found.append(piece)
+        found += [rows[place - before] for place in places if before <= place < before + len(rows)]
         before += len(rows)
     return found
 

@@ -4,7 +4,7 @@ Letters: `m` rows of a block, `r` rank. Memory grows neither with the model nor 
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO
@@ -16,10 +16,10 @@ from imod_export.match import Update
 from imod_export.plan import Change
 from imod_export.tensors import DTYPES, ITEM_BYTES, TensorInfo
 
-PART_BYTES = 4 << 20
-"""Of a tensor, that are read at once."""
-BLOCK_BYTES = 1 << 20
-"""Of one block in float32, so that it stays in a core's cache from reading to casting."""
+PART_BYTES = 8 << 20
+"""Of a tensor, that one thread makes at once."""
+BLOCK_BYTES = 4 << 20
+"""Of one block in float32, so that it stays in the cache from reading to casting."""
 TORCH_DTYPES = {name: getattr(torch, kind) for kind, name in DTYPES.items()}
 
 
@@ -72,13 +72,15 @@ class Weight:
     def blocks(self, first: int, end: int) -> Iterator[tuple[int, torch.Tensor]]:
         """First row and values `(m, columns)`, float32, of the rows `first` to `end` before the low-rank updates.
 
-        The rows, one of `parts`, are read at once. Each block takes the place of the one before.
+        Each block takes the place of the one before.
         """
-        stored = read_values(self.file, self.info, first * self.columns, (end - first) * self.columns)
-        room = torch.empty(min(self.step, end - first), self.columns)
-        blocks = stored.view(end - first, self.columns).split(self.step)
-        for start, rows in zip(range(first, end, self.step), blocks, strict=False):  # an empty tensor splits into one
-            block = room[: len(rows)].copy_(rows)
+        block = torch.empty(min(self.step, end - first), self.columns)
+        stored = torch.empty_like(block, dtype=TORCH_DTYPES[self.info.dtype])
+        data, row_bytes = _bytes_of(stored), self.columns * stored.element_size()
+        for start in range(first, end, self.step):
+            rest = end - start
+            read_bytes(self.file, self.info, start * row_bytes, data[: rest * row_bytes])
+            block = block[:rest].copy_(stored[:rest])
             if self._replaced:
                 _finite(block, self.info)
             for i in self._given_in(block, start):
@@ -101,6 +103,16 @@ class Weight:
             rows[given] = kept
         return rows
 
+    def update_of(self, rows: Sequence[int]) -> torch.Tensor:
+        """`Σ s·BA` `(m, columns)` of single rows of the weight; zeros where an adapter gives the row."""
+        chosen, found = torch.tensor(rows), torch.zeros(len(rows), self.columns)
+        for update, left, right in self.updates:
+            inside = (chosen >= update.first) & (chosen < update.first + update.count)
+            found[inside] += update.scale * (left[chosen[inside] - update.first] @ right)
+        if self._given:
+            found[[row in self._given for row in rows]] = 0
+        return found
+
     def _given_in(self, rows: torch.Tensor, first: int) -> list[int]:
         """Which of `rows`, from the weight's row `first`, an adapter gives."""
         return [i - first for i in self._given.keys() & range(first, first + len(rows))] if self._given else []
@@ -114,14 +126,13 @@ def read_tensor(info: TensorInfo) -> torch.Tensor:
 
 def read_values(file: BinaryIO, info: TensorInfo, first: int, count: int) -> torch.Tensor:
     """`count` values of a tensor from the value `first`, flat, in its own dtype."""
-    size = ITEM_BYTES[info.dtype]
     values = torch.empty(count, dtype=TORCH_DTYPES[info.dtype])
-    read_bytes(file, info, first * size, values.view(torch.uint8).numpy().data)
+    read_bytes(file, info, first * values.element_size(), _bytes_of(values))
     return values
 
 
-def read_bytes(file: BinaryIO, info: TensorInfo, first: int, buffer: memoryview) -> memoryview:
-    """`buffer`, filled with a tensor's bytes from the byte `first`.
+def read_bytes(file: BinaryIO, info: TensorInfo, first: int, buffer: memoryview) -> None:
+    """Fill `buffer` with a tensor's bytes from the byte `first`.
 
     Raises:
         InputError: the file is shorter than its header said.
@@ -132,7 +143,11 @@ def read_bytes(file: BinaryIO, info: TensorInfo, first: int, buffer: memoryview)
         if not read:
             raise InputError(f"{info.path} ends within '{info.name}': it was changed during the merge, run it again.")
         filled += read
-    return buffer
+
+
+def _bytes_of(values: torch.Tensor) -> memoryview:
+    """A contiguous tensor's memory."""
+    return values.flatten().view(torch.uint8).numpy().data
 
 
 def _matrix(info: TensorInfo, whole_rows: bool) -> tuple[int, int]:

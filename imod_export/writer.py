@@ -1,137 +1,135 @@
-"""A file written, synced and hashed behind the back of whoever makes its contents: none waits for the others."""
+"""A file made in memory piece by piece, written past the page cache and hashed, behind the back of whoever makes it.
 
+What goes through the page cache is copied once more, waits for the disk all the same, and pushes out the base that is
+read beside it. So pieces are made where the disk takes them from. A file system that knows no other way gets them
+through the cache.
+"""
+
+import errno
+import fcntl
 import os
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from mmap import PAGESIZE, mmap
 from pathlib import Path
-from queue import Queue
-from threading import Event, Thread
 from types import TracebackType
-from typing import Any
 
+import numpy as np
 from blake3 import blake3
+from numpy.typing import NDArray
 
-HANDOVER_BYTES = 4 << 20
-"""Blocks are handed over together: waking a thread costs as much as making a small block."""
-AHEAD = 4
-"""Handovers that may wait to be written or hashed."""
-WRITE_BYTES = 1 << 20
-"""Of one call: from 2 MB on the kernel caches a file in huge pages, and finding those took three times as long."""
-SYNC_BYTES = 64 << 20
-"""What is written goes to the disk in portions of this size: left to the end, all would wait for the disk."""
+ROOM_BYTES = (16 << 20) + PAGESIZE
+"""Of the memory that serves one piece after the other; a larger piece has memory of its own."""
+BUSY_BYTES = 16 << 20
+"""Of pieces that may wait to be written or hashed."""
+
+
+@dataclass(frozen=True)
+class Room:
+    """Where a piece of a file is to be made."""
+
+    data: NDArray[np.uint8]
+    """Its bytes."""
+    memory: mmap
+    """Whole pages as they will lie on the disk; the piece begins within the first."""
+    page: int
+    """Position of the first page in the file."""
 
 
 class HashedWriter:
-    """A new file at `path`, which takes what is written within the context; `finish` has it on disk.
+    """A new file at `path`, whose pieces are written within the context; `finish` has it on disk.
 
-    What a thread stumbles over is raised by the next `write`, or by `finish`.
+    What a thread stumbles over is raised by a later `write`, or by `finish`.
     """
 
     def __init__(self, path: Path):
-        self.path, self._digest = path, blake3()
-        self._error: BaseException | None = None
-        self._pending: list[bytes | memoryview] = []
-        self._pending_bytes = 0
-        self._queues: list[Queue[Any]] = [Queue(AHEAD), Queue(AHEAD)]
-        self._threads = [
-            Thread(target=self._work, args=(work, iter(queue.get, None)), daemon=True)
-            for work, queue in zip((self._write, self._hash), self._queues, strict=True)
-        ]
+        self.path, self.nbytes = path, 0
+        self._digest = blake3()
+        self._begun = np.empty(0, np.uint8)
+        self._free: list[mmap] = []
+        self._busy: deque[tuple[Room, Sequence[Future[None]]]] = deque()
+        self._writing, self._hashing = ThreadPoolExecutor(1, "write"), ThreadPoolExecutor(1, "hash")
 
-    def write(self, block: bytes | memoryview) -> None:
-        """Hand over a block, which must not be changed afterwards."""
-        if self._error:
-            raise self._error
-        self._pending.append(block)
-        self._pending_bytes += len(block)
-        if self._pending_bytes >= HANDOVER_BYTES:
-            self._hand_over()
+    def room(self, nbytes: int) -> Room:
+        """Where the next `nbytes` of the file are to be made, by any thread."""
+        page, first = self.nbytes // PAGESIZE * PAGESIZE, self.nbytes % PAGESIZE
+        needed = -(-(first + nbytes) // PAGESIZE) * PAGESIZE
+        reused = needed <= ROOM_BYTES and self._free
+        memory = self._free.pop() if reused else mmap(-1, max(needed, ROOM_BYTES))
+        self.nbytes += nbytes
+        return Room(np.frombuffer(memory, np.uint8)[first : first + nbytes], memory, page)
+
+    def write(self, room: Room) -> None:
+        """Take a room that is filled, in the order in which they were asked for; it is not to be changed any more."""
+        pages = np.frombuffer(room.memory, np.uint8)
+        pages[: len(self._begun)] = self._begun
+        end = len(self._begun) + len(room.data)
+        whole = end // PAGESIZE * PAGESIZE
+        self._begun = pages[whole:end].copy()
+        tasks = [self._writing.submit(self._write, memoryview(room.memory)[:whole], room.page)] if whole else []
+        self._busy.append((room, [*tasks, self._hashing.submit(self._hash, room)]))
+        while sum(len(room.data) for room, _ in self._busy) > BUSY_BYTES:
+            self._end_oldest()
 
     def finish(self) -> str:
         """Wait until all that was written is on disk and hashed; its BLAKE3."""
-        for thread in self._threads:
-            thread.join()
-        if self._error:
-            raise self._error
+        try:
+            while self._busy:
+                self._end_oldest()
+            last = mmap(-1, PAGESIZE)
+            last.write(self._begun.data)
+            self._write(memoryview(last), self.nbytes - len(self._begun))
+            os.ftruncate(self._descriptor, self.nbytes)
+            os.fsync(self._descriptor)
+        finally:
+            self._close()
         return self._digest.hexdigest()
 
-    def _hand_over(self) -> None:
-        for queue in self._queues:
-            queue.put(self._pending)
-        self._pending, self._pending_bytes = [], 0
+    def _end_oldest(self) -> None:
+        room, tasks = self._busy.popleft()
+        for task in tasks:
+            task.result()
+        if len(room.memory) == ROOM_BYTES:
+            self._free.append(room.memory)
 
     def __enter__(self) -> "HashedWriter":
-        for thread in self._threads:
-            thread.start()
+        self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        _bypass_cache(self._descriptor, True)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._hand_over()
-        for queue in self._queues:
-            queue.put(None)
         if error:
-            for thread in self._threads:
-                thread.join()
+            self._close()
 
-    def _work(self, work: Callable[[Iterator[Any]], None], handovers: Iterator[Any]) -> None:
-        try:
-            work(handovers)
-        except BaseException as error:
-            self._error = error
-            for _ in handovers:
-                pass  # nobody may wait for room in the queue
+    def _close(self) -> None:
+        for pool in (self._writing, self._hashing):
+            pool.shutdown(cancel_futures=True)
+        os.close(self._descriptor)
 
-    def _write(self, handovers: Iterator[Any]) -> None:
-        with self.path.open("wb", buffering=0) as file, Syncing(file.fileno()) as syncing:
-            for block in (memoryview(block) for blocks in handovers for block in blocks):
-                for first in range(0, len(block), WRITE_BYTES):
-                    piece = block[first : first + WRITE_BYTES]
-                    while piece:  # a full disk takes some of it, and refuses the rest the next time
-                        piece = piece[file.write(piece) :]
-                syncing.wrote(len(block))
+    def _write(self, pages: memoryview, position: int) -> None:
+        while pages:  # a full disk takes some of it, and refuses the rest the next time
+            try:
+                written = os.pwrite(self._descriptor, pages, position)
+            except OSError as error:
+                if error.errno != errno.EINVAL or not _bypass_cache(self._descriptor, False):
+                    raise
+            else:
+                pages, position = pages[written:], position + written
 
-    def _hash(self, handovers: Iterator[Any]) -> None:
-        for blocks in handovers:
-            for block in blocks:
-                self._digest.update(block)
+    def _hash(self, room: Room) -> None:
+        self._digest.update(room.data.data)
 
 
-class Syncing:
-    """Sends what is written to a file to the disk, beside the writing; at the end all of it is there, or it raises."""
-
-    def __init__(self, descriptor: int):
-        self.descriptor = descriptor
-        self._unsynced, self._due, self._ended = 0, Event(), False
-        self._error: BaseException | None = None
-        self._thread = Thread(target=self._sync, daemon=True)
-
-    def wrote(self, count: int) -> None:
-        """Note that `count` more bytes were written."""
-        self._unsynced += count
-        if self._unsynced >= SYNC_BYTES:
-            self._unsynced = 0
-            self._due.set()
-
-    def __enter__(self) -> "Syncing":
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._ended = True
-        self._due.set()
-        self._thread.join()
-        if error is None:
-            if self._error:
-                raise self._error
-            os.fsync(self.descriptor)
-
-    def _sync(self) -> None:
-        try:
-            while self._due.wait():
-                self._due.clear()  # before looking: a signal that comes later is seen in the next round
-                if self._ended:
-                    return
-                os.fsync(self.descriptor)
-        except BaseException as error:
-            self._error = error
+def _bypass_cache(descriptor: int, wanted: bool) -> bool:
+    """Write past the page cache from now on, or through it; whether that is a change."""
+    flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+    changed = flags | os.O_DIRECT if wanted else flags & ~os.O_DIRECT
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, changed)
+    except OSError:  # this file system has no other way than the cache
+        return False
+    return changed != flags
