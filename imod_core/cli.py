@@ -3,7 +3,6 @@
 Each subcommand lives in the package that owns its noun; this file only knows where, and one line about it.
 """
 
-import gc
 import importlib
 import logging
 import sys
@@ -79,7 +78,6 @@ def imod() -> None:
 
 def main() -> None:
     """Run the command; a user's mistake ends in one sentence and exit code 1 or 2, never in a traceback."""
-    gc.set_threshold(10_000)  # what is imported stays: to look through it for garbage takes a quarter of torch's start
     try:
         imod(standalone_mode=False)
     except click.exceptions.Abort:
@@ -104,8 +102,6 @@ def main() -> None:
             raise
         print(f"imod: {error.filename} cannot be used ({error.strerror}): give another path.", file=sys.stderr)
         sys.exit(2)
-    finally:
-        gc.freeze()  # and of its end
 
 
 if __name__ == "__main__":

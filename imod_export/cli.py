@@ -1,6 +1,10 @@
 """`imod export`: adapters merged into their base and compared. `imod parity`: the comparison on its own."""
 
+import gc
 import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -68,8 +72,9 @@ def export(
         _need("onnx", "onnxscript", "onnxruntime")
     if not no_parity and not unmerge:
         _need("transformers", "peft", "matplotlib")
-    from imod_export.export import ExportSettings
-    from imod_export.export import export as run
+    with _loading():
+        from imod_export.export import ExportSettings
+        from imod_export.export import export as run
 
     settings = ExportSettings(
         parity=not no_parity, weights=weights, max_shard=_bytes(max_shard_size), onnx=variants if onnx else None,
@@ -121,6 +126,19 @@ def parity(folder: Path, strict: bool, **options) -> None:
     from imod_export.standalone import compare
 
     compare(folder, strict=strict, **options)
+
+
+@contextmanager
+def _loading() -> Iterator[None]:
+    """Load torch without looking for garbage: what is imported stays, and looking through it, time and again and at the end
+    once more, takes a third as long as loading it."""
+    if "torch" in sys.modules:
+        yield
+        return
+    gc.disable()
+    yield
+    gc.freeze()
+    gc.enable()
 
 
 def _need(*packages: str) -> None:

@@ -16,6 +16,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from imod_export.onnx.components import Component
 from imod_export.onnx.layout import DECODER, FULL, KEEP, data_name, file_name
+from imod_export.onnx.rotary import fuse_rotations
 
 OPSET = 20
 """torch's exporter writes it without a conversion, and every runtime of the last two years reads it."""
@@ -43,6 +44,7 @@ def trace(component: Component) -> ir.Model:
     model = program.model
     if component.name == DECODER:
         _keep_last(model)
+        fuse_rotations(model)
     _divide(model)
     _tidy(model)
     return model

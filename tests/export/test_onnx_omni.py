@@ -4,6 +4,7 @@ import json
 import shutil
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from click.testing import CliRunner
@@ -13,8 +14,9 @@ from imod_core.cli import imod
 from imod_core.families.load import load_processor
 from imod_core.samples import Message
 from imod_export.compare import same_greedy
-from imod_export.onnx.layout import AUDIO, VISION
+from imod_export.onnx.layout import AUDIO, DECODER, VISION, file_name
 from imod_export.onnx.omni_inputs import smart_size
+from imod_export.onnx.rotary import OPERATOR
 from imod_export.onnx.runtime import OnnxModel
 from imod_export.probes import Probe, draw_picture, draw_sound, draw_video
 from imod_export.subject import Subject, load_model, placeholder_ids
@@ -59,6 +61,12 @@ def probes():
     yield Probe("odd video", (Message("user", "<video>Which?"),), {"video": [draw_video(1)[:5]]})
     every = {"image": [draw_picture(1)], "audio": sounds[:1], "video": [draw_video(0)[:4]]}
     yield Probe("all", (Message("user", "<image>and<video><audio>Which?"),), every)
+
+
+def test_queries_and_keys_turn_by_one_operator_each(exported):
+    nodes = onnx.load(exported / "onnx" / file_name(DECODER)).graph.node
+    layers = sum(node.op_type == "Softmax" for node in nodes)
+    assert sum(node.op_type == OPERATOR for node in nodes) == 2 * layers > 0
 
 
 @pytest.mark.parametrize("probe", list(probes()), ids=lambda probe: probe.name)
