@@ -130,8 +130,8 @@ def parity(folder: Path, strict: bool, **options) -> None:
 
 @contextmanager
 def _loading() -> Iterator[None]:
-    """Load torch without looking for garbage: what is imported stays, and looking through it, time and again and at the end
-    once more, takes a third as long as loading it."""
+    """Load torch without looking for garbage: what is imported stays, and looking through it, while it is loaded and at
+    the end once more, takes a third as long as loading it."""
     if "torch" in sys.modules:
         yield
         return
