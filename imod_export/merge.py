@@ -33,6 +33,8 @@ THREADS = min(os.cpu_count() or 1, 8)
 """That make parts."""
 AHEAD_BYTES = (THREADS + 1) * PART_BYTES
 """Of parts that may be there before the one that is written; a larger part is alone."""
+AHEAD_PARTS = 32
+"""That may be there, however small."""
 
 
 def write_weights(
@@ -148,7 +150,7 @@ def _in_order(pool: ThreadPoolExecutor, parts: Iterable[Part]) -> Iterator[Made]
     pending: deque[tuple[int, Future[Made]]] = deque()
     for part in parts:
         nbytes = len(part.room.data)
-        while pending and nbytes + sum(before for before, _ in pending) > AHEAD_BYTES:
+        while len(pending) == AHEAD_PARTS or (pending and nbytes + sum(n for n, _ in pending) > AHEAD_BYTES):
             yield pending.popleft()[1].result()
         pending.append((nbytes, pool.submit(part.make)))
     while pending:

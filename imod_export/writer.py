@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from mmap import PAGESIZE, mmap
+from mmap import MAP_ANONYMOUS, MAP_PRIVATE, PAGESIZE, mmap
 from pathlib import Path
 from types import TracebackType
 
@@ -21,8 +21,10 @@ from blake3 import blake3
 from numpy.typing import NDArray
 
 ROOM_BYTES = (16 << 20) + PAGESIZE
-"""Of the memory that serves one piece after the other; a larger piece has memory of its own."""
-BUSY_BYTES = 16 << 20
+"""Of the memory that serves one large piece after the other; a larger piece has memory of its own."""
+SMALL_BYTES = 1 << 20
+"""A piece up to this has memory of its own too: there may be many at a time."""
+BUSY_BYTES, BUSY_ROOMS = 16 << 20, 32
 """Of pieces that may wait to be written or hashed."""
 
 
@@ -55,9 +57,10 @@ class HashedWriter:
     def room(self, nbytes: int) -> Room:
         """Where the next `nbytes` of the file are to be made, by any thread."""
         page, first = self.nbytes // PAGESIZE * PAGESIZE, self.nbytes % PAGESIZE
-        needed = -(-(first + nbytes) // PAGESIZE) * PAGESIZE
-        reused = needed <= ROOM_BYTES and self._free
-        memory = self._free.pop() if reused else mmap(-1, max(needed, ROOM_BYTES))
+        size = ((first + nbytes) // PAGESIZE + 1) * PAGESIZE
+        if SMALL_BYTES < size <= ROOM_BYTES:
+            size = ROOM_BYTES
+        memory = self._free.pop() if size == ROOM_BYTES and self._free else _pages(size)
         self.nbytes += nbytes
         return Room(np.frombuffer(memory, np.uint8)[first : first + nbytes], memory, page)
 
@@ -70,7 +73,7 @@ class HashedWriter:
         self._begun = pages[whole:end].copy()
         tasks = [self._writing.submit(self._write, memoryview(room.memory)[:whole], room.page)] if whole else []
         self._busy.append((room, [*tasks, self._hashing.submit(self._hash, room)]))
-        while sum(len(room.data) for room, _ in self._busy) > BUSY_BYTES:
+        while len(self._busy) > BUSY_ROOMS or sum(len(room.data) for room, _ in self._busy) > BUSY_BYTES:
             self._end_oldest()
 
     def finish(self) -> str:
@@ -78,7 +81,7 @@ class HashedWriter:
         try:
             while self._busy:
                 self._end_oldest()
-            last = mmap(-1, PAGESIZE)
+            last = _pages(PAGESIZE)
             last.write(self._begun.data)
             self._write(memoryview(last), self.nbytes - len(self._begun))
             os.ftruncate(self._descriptor, self.nbytes)
@@ -122,6 +125,10 @@ class HashedWriter:
 
     def _hash(self, room: Room) -> None:
         self._digest.update(room.data.data)
+
+
+def _pages(size: int) -> mmap:
+    return mmap(-1, size, MAP_PRIVATE | MAP_ANONYMOUS)
 
 
 def _bypass_cache(descriptor: int, wanted: bool) -> bool:

@@ -24,7 +24,7 @@ TO_QUESTION = "() => document.querySelector('#composer').scrollIntoView({block: 
 """On a phone the question stands below the examples."""
 LOOKED_AT = """() => {
   const news = document.querySelector('[data-news]');
-  if (news.textContent.startsWith('Looking at')) news.textContent = '';
+  if (news.textContent.includes('Looking at')) news.textContent = news.dataset.faults;
 }"""
 """What was being looked at lies in the tray, or a notice says why not."""
 QUICK: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}

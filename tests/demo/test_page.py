@@ -7,6 +7,7 @@ import soundfile
 from PIL import Image
 
 from imod_demo.blank import without
+from imod_demo.medium import MAX_BYTES
 from imod_serve.client import Client
 from imod_serve.messages import Turn
 
@@ -146,6 +147,21 @@ def test_a_corrupt_file_gets_a_sentence_and_the_page_goes_on(page, media, tmp_pa
     looked_at(page)
     page.click("#tray .out")
     page.wait_for_function("!document.querySelector('#tray .card')")
+
+
+def test_a_file_that_is_too_large_is_told_of_beside_one_that_is_taken(page, media, tmp_path):
+    with (tmp_path / "large.mp4").open("wb") as file:
+        file.truncate(MAX_BYTES + 2**20)
+    page.set_input_files("#drop input[type=file]", [str(tmp_path / "large.mp4"), str(media / "picture.png")])
+    page.locator("#tray .card").wait_for()
+    news = page.locator("[data-news]")
+    page.wait_for_function("!document.querySelector('[data-news]').textContent.includes('Looking')")
+    assert news.inner_text().startswith("large.mp4 has ")
+    assert "trouble" in (news.get_attribute("class") or "")
+    page.click("#tray .out")
+    page.wait_for_function("!document.querySelector('#tray .card')")
+    upload(page, media / "picture.png")
+    looked_at(page)
 
 
 def looked_at(page):

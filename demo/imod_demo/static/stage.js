@@ -13,21 +13,24 @@ const tell = (text, trouble = false) => {
 };
 
 async function give(files) {
-  const given = [];
+  const given = [], faults = [];
+  const add = (text) => tell([...faults, text].join(" "), faults.length > 0);
   for (const file of files) {
     if (file.size > limit) {
-      tell(`${file.name} has ${Math.round(file.size / 2 ** 20)} MB: at most ${limit / 2 ** 20} MB are taken.`, true);
+      faults.push(`${file.name} has ${Math.round(file.size / 2 ** 20)} MB: at most ${limit / 2 ** 20} MB are taken.`);
       continue;
     }
-    tell(`Sending ${file.name} …`);
+    add(`Sending ${file.name} …`);
     try {
       given.push({ path: (await upload(file)).path, name: file.name });
     } catch (error) {
-      tell(`${file.name} could not be sent: check the connection and send it again.`, true);
+      faults.push(`${file.name} could not be sent: check the connection and send it again.`);
     }
   }
+  news.dataset.faults = faults.join(" ");
+  tell(news.dataset.faults, faults.length > 0);
   if (!given.length) return;
-  tell(given.length > 1 ? "Looking at the files …" : `Looking at ${given[0].name} …`);
+  add(given.length > 1 ? "Looking at the files …" : `Looking at ${given[0].name} …`);
   trigger("upload", { files: given });
 }
 
