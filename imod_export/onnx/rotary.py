@@ -1,7 +1,7 @@
 """Rotary embeddings as one operator of onnxruntime's, for the six that transformers' arithmetic becomes.
 
-`x·cos + [-x₂, x₁]·sin`, `x (B, heads, L, d)` of halves `x₁` and `x₂`, and `cos` and `sin` are `(B, 1, L, d)`.
-It is a rotation because both halves of `cos`, and of `sin`, are the same.
+`x·cos + [-x₂, x₁]·sin`: `x (B, heads, L, d)` has the halves `x₁` and `x₂`; `cos` and `sin` are `(B, 1, L, d)`. It is a
+rotation because both halves of `cos`, and of `sin`, are the same.
 """
 
 from collections.abc import Callable, Iterator

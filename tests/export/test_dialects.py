@@ -329,6 +329,11 @@ def test_rows_that_one_adapter_gives_are_not_moved_by_the_update_of_another(tmp_
     others = [i for i in range(64) if i not in (5, 63)]
     assert torch.equal(found[others], alone[others])
     assert (alone - rows).abs().min(dim=1).values.max() > 0
+    before = weights(base)[name].float()
+    update = alone.float() - before
+    before[[5, 63]], update[[5, 63]] = rows[[5, 63]].float(), 0
+    costs = {cost["name"]: cost for cost in json.loads((tmp_path / "out" / "merge.json").read_text())["updates"]}
+    assert costs[name]["strength"] == pytest.approx((update.norm() / before.norm()).item(), rel=1e-3)
     assert unmerge([adapted, given], tmp_path / "out", base, ExportSettings()) != []
 
 

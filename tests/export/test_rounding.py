@@ -9,8 +9,12 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from imod_core.cli import imod
+from imod_export.adapter import read_adapter
 from imod_export.export import ExportSettings, export
+from imod_export.plan import make_plan
 from imod_export.rounding import COST_ROWS, COST_VALUES, WARN_LOST, Rounding, RoundingCost, cast_into, sampled_rows
+from imod_export.tensors import read_checkpoint
+from imod_export.weight import OpenFiles, Weight
 
 HALVES = [torch.bfloat16, torch.float16]
 
@@ -141,6 +145,26 @@ def test_the_cost_is_seen_where_an_update_covers_only_part_of_a_weight(fused, tm
     assert cost["lost"] > 0.5
     assert cost["unmoved"] > 0.5
     assert "Warning: rounding to bfloat16 lost more than 10%" in result.output
+
+
+def test_the_update_of_single_rows_is_that_of_all_rows(fused, tmp_path):
+    draw = torch.Generator().manual_seed(2)
+    factors = {}
+    for part, count in (("q_proj", QUERIES), ("v_proj", KEYS)):
+        name = f"base_model.model.model.layers.0.self_attn.{part}.lora"
+        factors[f"{name}_A.weight"] = torch.randn(2, WIDTH, generator=draw)
+        factors[f"{name}_B.weight"] = torch.randn(count, 2, generator=draw)
+    save_file(factors, tmp_path / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 3, "target_modules": ["q_proj", "v_proj"]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    plan = make_plan(read_checkpoint(fused), read_adapter(tmp_path))
+    (name,) = plan.changes
+    with OpenFiles() as files:
+        weight = Weight(plan.checkpoint.tensors[name], plan.changes[name], files)
+        every = weight.update(torch.zeros(weight.rows, weight.columns), 0)
+        rows = [0, 5, QUERIES - 1, QUERIES, QUERIES + KEYS - 1, QUERIES + KEYS, weight.rows - 1]
+        assert torch.allclose(weight.update_of(rows), every[rows], atol=1e-5)
+    assert every[QUERIES : QUERIES + KEYS].abs().max() == 0 < every[rows[-1]].abs().min()
 
 
 @pytest.mark.parametrize(
