@@ -130,7 +130,8 @@ def _fill(
             samples = []
             for part in made:
                 target.write(part.room)
-                samples += [part.sample] if part.sample else []
+                if part.sample:
+                    samples.append(part.sample)
             if samples:
                 costs.append(RoundingCost(name))
                 costs[-1].add(*map(torch.cat, zip(*samples, strict=True)))

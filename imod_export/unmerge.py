@@ -18,10 +18,12 @@ from imod_export.names import canonical
 from imod_export.plan import Change, MergePlan
 from imod_export.source import find_sources
 from imod_export.tensors import DTYPES, Checkpoint, TensorInfo, read_checkpoint
-from imod_export.weight import BLOCK_BYTES, TORCH_DTYPES, OpenFiles, Weight, read_values
+from imod_export.weight import TORCH_DTYPES, OpenFiles, Weight, read_values
 
 UNITS = 1.0
 """Allowed distance in units in the last place of the stored value: half by rounding to nearest, up to one by chance."""
+BLOCK_BYTES = 1 << 20
+"""Of what is compared at once; several tensors of that size are in memory."""
 SLACK = 2e-6
 """Of the update's and the base's size: sums in another order in float32."""
 
@@ -87,22 +89,22 @@ def _residual(output: Output, change: Change | None, info: TensorInfo) -> Residu
         return Residual(output.name, 0.0 if _same_bytes(output.source, info) else float("inf"))
     worst, limits = 0.0, torch.finfo(TORCH_DTYPES[info.dtype])
     with OpenFiles() as files:
-        weight = Weight(output.source, change, files)
+        weight = Weight(output.source, change, files, BLOCK_BYTES)
         for first, base in (block for part in weight.parts() for block in weight.blocks(*part)):
             update = weight.update(torch.zeros_like(base), first)
             found = read_values(files[info.path], info, first * weight.columns, base.numel()).float().view_as(base)
-            size = torch.maximum(base.abs(), update.abs())
-            left = (found - update) - base
-            allowed = UNITS * limits.eps * found.abs().clamp(min=limits.smallest_normal) + SLACK * size
+            size = torch.maximum(base.abs(), update.abs()).mul_(SLACK)
+            allowed = found.abs().clamp_(min=limits.smallest_normal).mul_(UNITS * limits.eps).add_(size)
+            left = found.sub_(update).sub_(base)
             worst = max(worst, _largest(left, allowed))
     return Residual(output.name, worst)
 
 
 def _largest(left: torch.Tensor, allowed: torch.Tensor) -> float:
-    """Largest `left / allowed`, infinite where a value is not finite."""
+    """Largest `left / allowed`, infinite where a value is not finite; takes the place of `left`."""
     if not left.numel():
         return 0.0
-    return (left.abs() / allowed).nan_to_num(nan=float("inf"), posinf=float("inf")).max().item()
+    return left.abs_().div_(allowed).nan_to_num_(nan=float("inf"), posinf=float("inf")).max().item()
 
 
 def _same_bytes(first: TensorInfo, second: TensorInfo) -> bool:

@@ -39,17 +39,17 @@ class OpenFiles(ExitStack):
 class Weight:
     """A tensor of the base with what an adapter does to it; of the adapter its factors and rows are in memory.
 
-    Threads may ask for different rows at the same time.
+    Threads may ask for different rows at the same time. Blocks have `block_bytes` in float32, by default `BLOCK_BYTES`.
     """
 
-    def __init__(self, info: TensorInfo, change: Change | None, files: OpenFiles):
+    def __init__(self, info: TensorInfo, change: Change | None, files: OpenFiles, block_bytes: int | None = None):
         change = change or Change()
         self.info = change.replacement or info
         self.file, self._replaced = files[self.info.path], change.replacement is not None
         self.rows, self.columns = _matrix(info, whole_rows=bool(change.updates or change.rows))
         self.updates = [(update, *_factors(update)) for update in change.updates]
         self._given = {i: row for rows in change.rows for i, row in zip(rows.indices, _whole(rows.values), strict=True)}
-        self.step = max(1, BLOCK_BYTES // (4 * max(self.columns, 1)))
+        self.step = max(1, (block_bytes or BLOCK_BYTES) // (4 * max(self.columns, 1)))
         """Rows of a block."""
 
     @property

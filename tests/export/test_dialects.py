@@ -6,25 +6,12 @@ import peft
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
 
 from imod_core.errors import InputError
 from imod_export.export import ExportSettings, export
-from imod_export.unmerge import unmerge
 
-TEXT = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e4},
-    "tie_word_embeddings": False,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
+from .llamas import TEXT, check_equal, llama, make_adapter, make_base, merge, merged_by_peft, rewritten, weights
+
 VISION = {"depth": 1, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 32}
 AUDIO = {
     "d_model": 32,
@@ -36,9 +23,6 @@ AUDIO = {
     "max_source_positions": 50,
     "n_window": 10,
 }
-
-
-IDS = torch.tensor([[5, 6, 7, 8]])
 
 
 def qwen2_5_vl():
@@ -64,20 +48,6 @@ def llava():
     )
     config = transformers.LlavaConfig(text_config=text, vision_config=vision, tie_word_embeddings=False)
     return transformers.LlavaForConditionalGeneration(config)
-
-
-def llama(tied=False):
-    changes = {**TEXT, "tie_word_embeddings": tied}
-    config = transformers.LlamaConfig(**{k: v for k, v in changes.items() if k != "rope_parameters"})
-    return transformers.LlamaForCausalLM(config)
-
-
-def gpt2():
-    return transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=2))
-
-
-def weights(folder):
-    return {name: value for path in sorted(folder.glob("*.safetensors")) for name, value in load_file(path).items()}
 
 
 @pytest.mark.parametrize("make", [qwen2_5_vl, qwen2_vl, omni_thinker, llava])
@@ -130,124 +100,6 @@ def test_an_adapter_of_the_thinker_merges_into_a_full_omni_checkpoint(tmp_path):
     assert all(torch.equal(into_full[n], v) for n, v in talker.items())
 
 
-def make_base(folder, model):
-    torch.manual_seed(0)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
-    model.save_pretrained(folder)
-    return folder
-
-
-def make_adapter(folder, base, kind=transformers.LlamaForCausalLM, seed=0, **settings):
-    """An adapter with random A and B, and everything else that it trains moved."""
-    torch.manual_seed(seed)
-    settings = {"r": 2, "init_lora_weights": False, "task_type": "CAUSAL_LM", **settings}
-    model = peft.get_peft_model(kind.from_pretrained(base), peft.LoraConfig(**settings))
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and ".lora_" not in name:
-            parameter.data += 0.1 * torch.randn_like(parameter)
-    model.save_pretrained(folder)
-    return folder
-
-
-def merged_by_peft(folder, base, adapter, kind=transformers.LlamaForCausalLM):
-    model = peft.PeftModel.from_pretrained(kind.from_pretrained(base), adapter)
-    model.merge_and_unload().save_pretrained(folder)
-    return weights(folder)
-
-
-def check_equal(found, expected, base):
-    """Within 1e-6 of each tensor's largest value; what the expected merge did not change is the base's bytes."""
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        assert (found[name] - value).abs().max() <= 1e-6 * value.abs().max(), name
-        if name in base and torch.equal(value, base[name]):
-            assert torch.equal(found[name], base[name]), name
-    assert any(not torch.equal(found[name], base[name]) for name in base)
-
-
-def merge(adapter, base, out, **settings):
-    return weights(export(adapter, out, base, ExportSettings(parity=False, **settings)))
-
-
-FORMS = {
-    "token rows": (False, {"target_modules": ["q_proj"], "trainable_token_indices": [3, 5, 60]}),
-    "token rows of tied embeddings": (True, {"target_modules": ["q_proj"], "trainable_token_indices": [3, 5]}),
-    "token rows by name": (
-        False,
-        {"target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokens": [1], "lm_head": [2, 9]}},
-    ),
-    "tied embeddings saved alike": (
-        True,
-        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
-    ),
-    "embedding and head saved": (False, {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]}),
-    "embedding and head adapted": (False, {"target_modules": ["embed_tokens", "lm_head"]}),
-    "norms saved": (False, {"target_modules": ["v_proj"], "modules_to_save": ["input_layernorm"], "use_rslora": True}),
-}
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_every_form_of_adapter_on_a_text_model_merges_as_peft_does(tmp_path, form):
-    tied, settings = FORMS[form]
-    base = make_base(tmp_path / "base", llama(tied))
-    adapter = make_adapter(tmp_path / "adapter", base, **settings)
-    expected = merged_by_peft(tmp_path / "peft", base, adapter)
-    check_equal(merge(adapter, base, tmp_path / "out"), expected, weights(base))
-
-
-def test_conv1d_weights_lie_the_other_way_round(tmp_path):
-    base = make_base(tmp_path / "base", gpt2())
-    kind = transformers.GPT2LMHeadModel
-    adapter = make_adapter(tmp_path / "adapter", base, kind, target_modules=["c_attn", "c_fc"], fan_in_fan_out=True)
-    expected = merged_by_peft(tmp_path / "peft", base, adapter, kind)
-    check_equal(merge(adapter, base, tmp_path / "out"), expected, weights(base))
-
-
-def test_an_adapter_made_without_the_head_merges_into_the_whole_model(tmp_path):
-    base = make_base(tmp_path / "base", llama())
-    adapter = make_adapter(
-        tmp_path / "adapter", base, transformers.LlamaModel, target_modules=["q_proj"], task_type="FEATURE_EXTRACTION"
-    )
-    names = load_file(adapter / "adapter_model.safetensors")
-    assert all(name.startswith("base_model.model.layers.") for name in names)
-    expected = merged_by_peft(tmp_path / "peft", base, adapter, transformers.LlamaModel)
-    found, before = merge(adapter, base, tmp_path / "out"), weights(base)
-    check_equal(
-        found, {f"model.{n}": v for n, v in expected.items()} | {"lm_head.weight": before["lm_head.weight"]}, before
-    )
-
-
-def logits_of(folder, adapter=None):
-    model = transformers.LlamaForCausalLM.from_pretrained(folder)
-    with torch.no_grad():
-        return (peft.PeftModel.from_pretrained(model, adapter) if adapter else model).eval()(IDS).logits
-
-
-def test_tied_embeddings_adapted_alike_change_once(tmp_path):
-    """Compared with the attached model: PEFT's merge adds the update to the one tensor for each of its two uses."""
-    base = make_base(tmp_path / "base", llama(tied=True))
-    settings = {"target_modules": ["embed_tokens", "q_proj"], "ensure_weight_tying": True}
-    adapter = make_adapter(tmp_path / "adapter", base, **settings)
-    assert merge(adapter, base, tmp_path / "out").keys() == weights(base).keys()
-    expected = logits_of(base, adapter)
-    torch.testing.assert_close(logits_of(tmp_path / "out"), expected, rtol=0, atol=1e-5 * expected.abs().max().item())
-    assert (logits_of(base) - expected).abs().max() > 1e-2
-
-
-@pytest.mark.parametrize("touched", ["embed_tokens", "lm_head"])
-def test_one_of_two_tied_embeddings_needs_a_head_of_its_own(tmp_path, touched):
-    base = make_base(tmp_path / "base", llama(tied=True))
-    adapter = make_adapter(tmp_path / "adapter", base, target_modules=[touched, "q_proj"])
-    with pytest.raises(InputError, match="--untie"):
-        merge(adapter, base, tmp_path / "refused")
-    found = merge(adapter, base, tmp_path / "out", untie=True)
-    assert found.keys() == weights(base).keys() | {"lm_head.weight"}
-    expected = logits_of(base, adapter)
-    torch.testing.assert_close(logits_of(tmp_path / "out"), expected, rtol=0, atol=1e-5 * expected.abs().max().item())
-    assert (logits_of(base) - expected).abs().max() > 1e-2
-
-
 PARTS = {"qkv_proj": ("self_attn", ["q_proj", "k_proj", "v_proj"]), "gate_up_proj": ("mlp", ["gate_proj", "up_proj"])}
 
 
@@ -273,15 +125,6 @@ def split(tensors):
     return parted
 
 
-def rewritten(base, folder, change):
-    from safetensors.torch import save_file
-
-    folder.mkdir()
-    save_file(change(weights(base)), folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.json").write_text((base / "config.json").read_text())
-    return folder
-
-
 @pytest.mark.parametrize(
     "targets", [["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"], ["k_proj"], ["q_proj", "v_proj", "up_proj"]]
 )
@@ -301,50 +144,6 @@ def test_fused_projections_merge_into_a_base_that_has_them_split(tmp_path):
     expected = merged_by_peft(tmp_path / "peft", base, adapter, kind)
     parted = rewritten(base, tmp_path / "split", split)
     check_equal(merge(adapter, parted, tmp_path / "out"), split(expected), weights(parted))
-
-
-def test_several_adapters_are_added_with_their_weights(tmp_path):
-    base = make_base(tmp_path / "base", llama())
-    first = make_adapter(tmp_path / "first", base, seed=1, target_modules=["q_proj", "up_proj"])
-    second = make_adapter(tmp_path / "second", base, seed=2, r=3, target_modules=["q_proj", "down_proj"])
-    model = peft.PeftModel.from_pretrained(transformers.LlamaForCausalLM.from_pretrained(base), first, "a")
-    model.load_adapter(second, "b")
-    model.add_weighted_adapter(["a", "b"], [0.7, -0.4], "both", combination_type="cat")
-    model.set_adapter("both")
-    model.merge_and_unload().save_pretrained(tmp_path / "peft")
-    found = merge([first, second], base, tmp_path / "out", weights=(0.7, -0.4))
-    check_equal(found, weights(tmp_path / "peft"), weights(base))
-
-
-def test_rows_that_one_adapter_gives_are_not_moved_by_the_update_of_another(tmp_path):
-    base = make_base(tmp_path / "base", llama())
-    adapted = make_adapter(tmp_path / "adapted", base, seed=1, target_modules=["embed_tokens", "q_proj"])
-    given = make_adapter(
-        tmp_path / "given", base, seed=2, target_modules=["v_proj"], trainable_token_indices={"embed_tokens": [5, 63]}
-    )
-    name = "model.embed_tokens.weight"
-    alone, rows = (merge(one, base, tmp_path / f"{one.name} alone")[name] for one in (adapted, given))
-    found = merge([adapted, given], base, tmp_path / "out")[name]
-    assert torch.equal(found[[5, 63]], rows[[5, 63]])
-    others = [i for i in range(64) if i not in (5, 63)]
-    assert torch.equal(found[others], alone[others])
-    assert (alone - rows).abs().min(dim=1).values.max() > 0
-    before = weights(base)[name].float()
-    update = alone.float() - before
-    before[[5, 63]], update[[5, 63]] = rows[[5, 63]].float(), 0
-    costs = {cost["name"]: cost for cost in json.loads((tmp_path / "out" / "merge.json").read_text())["updates"]}
-    assert costs[name]["strength"] == pytest.approx((update.norm() / before.norm()).item(), rel=1e-3)
-    assert unmerge([adapted, given], tmp_path / "out", base, ExportSettings()) != []
-
-
-def test_whole_tensors_cannot_be_weighted_and_not_be_saved_twice(tmp_path):
-    base = make_base(tmp_path / "base", llama())
-    first = make_adapter(tmp_path / "first", base, seed=1, target_modules=["q_proj"], modules_to_save=["lm_head"])
-    second = make_adapter(tmp_path / "second", base, seed=2, target_modules=["v_proj"], modules_to_save=["lm_head"])
-    with pytest.raises(InputError, match="only low-rank updates can be weighted"):
-        merge(first, base, tmp_path / "out", weights=(0.5,))
-    with pytest.raises(InputError, match=r"save 'lm_head\.weight' of the base whole"):
-        merge([first, second], base, tmp_path / "out")
 
 
 def test_a_quantised_base_is_refused_and_its_original_taken(tmp_path):

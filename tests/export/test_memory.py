@@ -16,7 +16,7 @@ from imod_export.writer import Room
 from .bare import write_bare
 
 EXPERTS = (2, 4096, 8192)
-MEGABYTES = {"merge": 230, "unmerge": 150}
+MEGABYTES = {"merge": 200, "unmerge": 100}
 """Above what loading torch takes: parts in the making, and those that wait to be written. A row of the large tensor has
 67 in bfloat16 and 134 in float32, all of it twice as many."""
 MEASURE = """
